@@ -1,0 +1,61 @@
+/**
+ * The edge of an activity: coded failures become ApplicationFailures, heartbeats are sent while a
+ * step runs. What a step does is decided elsewhere.
+ */
+import { ApplicationFailure, Context } from '@temporalio/activity';
+import { CodedError, failureFields } from '../contracts/failures.ts';
+import { timing } from '../contracts/limits.ts';
+
+/** The ApplicationFailure of any error; what is not of the closed list is `internal`. */
+export function toApplicationFailure(error: unknown): ApplicationFailure {
+  if (error instanceof ApplicationFailure) return error;
+  if (error instanceof CodedError) {
+    return ApplicationFailure.create({ ...failureFields(error.code, error.detail), cause: error });
+  }
+  const detail = error instanceof Error ? `${error.name}: ${error.message}` : String(error);
+  return ApplicationFailure.create({
+    ...failureFields('internal', detail),
+    ...(error instanceof Error ? { cause: error } : {}),
+  });
+}
+
+/**
+ * Wraps each step of a set so that it throws coded failures only. Cancellation passes as it is:
+ * a cancelled attempt rejects with Temporal's own CancelledFailure.
+ */
+export function codedActivities<Steps extends object>(steps: Steps): Steps {
+  const wrapped = Object.entries(steps as Record<string, (input: never) => Promise<unknown>>).map(
+    ([name, step]) => [
+      name,
+      async (input: never): Promise<unknown> => {
+        try {
+          return await step(input);
+        } catch (error) {
+          if (Context.current().cancellationSignal.aborted) await Context.current().cancelled;
+          throw toApplicationFailure(error);
+        }
+      },
+    ] as const,
+  );
+  return Object.fromEntries(wrapped) as Steps;
+}
+
+/**
+ * Runs a step with a heartbeat every `timing.heartbeatEveryMs`, the first at once; `detail` is
+ * asked for each. A step that ignores the signal still ends for Temporal when its attempt is
+ * cancelled.
+ */
+export async function withHeartbeat<Answer>(
+  step: (signal: AbortSignal) => Promise<Answer>,
+  detail: () => unknown = () => null,
+): Promise<Answer> {
+  const context = Context.current();
+  const beat = (): void => context.heartbeat(detail());
+  beat();
+  const timer = setInterval(beat, timing.heartbeatEveryMs);
+  try {
+    return await Promise.race([step(context.cancellationSignal), context.cancelled]);
+  } finally {
+    clearInterval(timer);
+  }
+}

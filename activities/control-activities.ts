@@ -1,0 +1,235 @@
+/**
+ * The activities of the control worker: ledger events and reads, nothing that touches a host. The
+ * ledger decides; this file only proposes, and reads a refusal as "already so" where it is.
+ */
+import { CodedError } from '../contracts/failures.ts';
+import type { HostName, MigrationId, VmName } from '../contracts/identity.ts';
+import type {
+  ControlActivities, OpenMigration, StepInput, VmWhereabouts,
+} from '../contracts/migration.ts';
+import type { Ledger, LedgerEvent, Refusal, Verdict, VmEntry } from '../contracts/ownership.ts';
+import type { LifecycleControlActivities, VmLocation } from '../contracts/vm-lifecycle.ts';
+import { codedActivities } from './coded-activity.ts';
+
+/** What the control activities need from outside. */
+export interface ControlDependencies {
+  readonly ledger: Ledger;
+  /** True while a workflow of that id runs: it will end its migration itself. */
+  readonly isWorkflowRunning: (workflowId: string) => Promise<boolean>;
+}
+
+const isOpen = (entry: VmEntry): boolean =>
+  entry.phase === 'preparing' || entry.phase === 'unsettled';
+const hasStarted = (entry: VmEntry): boolean =>
+  entry.phase === 'unsettled' && entry.lastStarted === entry.epoch;
+
+function refusalError(refusal: Refusal): CodedError {
+  return new CodedError(refusal.code, refusal.reason);
+}
+
+class LedgerSteps {
+  readonly #ledger: Ledger;
+
+  constructor(ledger: Ledger) {
+    this.#ledger = ledger;
+  }
+
+  async proposeOne(event: LedgerEvent): Promise<Verdict> {
+    const [verdict] = await this.#ledger.propose([event]);
+    if (verdict === undefined) {
+      throw new CodedError('ownership/unreachable', `no answer to ${event.kind}`);
+    }
+    return verdict;
+  }
+
+  async entry(vm: VmName): Promise<VmEntry> {
+    const entry = await this.#ledger.readVm(vm);
+    if (entry === null || entry.phase === 'absent') throw new CodedError('vm/unknown', vm);
+    return entry;
+  }
+
+  owner(entry: VmEntry): HostName {
+    if (entry.owner === null) throw new CodedError('vm/unknown', `${entry.vm} has no owner`);
+    return entry.owner;
+  }
+
+  location(entry: VmEntry): VmLocation {
+    return {
+      host: this.owner(entry),
+      epoch: entry.epoch,
+      desired: entry.desired,
+      inMigration: isOpen(entry),
+    };
+  }
+
+  /** The entry after an accepted event; throws the refusal. */
+  async accepted(vm: VmName, event: LedgerEvent): Promise<VmEntry> {
+    const verdict = await this.proposeOne(event);
+    if (!verdict.accepted) throw refusalError(verdict);
+    return verdict.entry ?? this.entry(vm);
+  }
+}
+
+/** The entry's open migration; the source is who owned it before a Commit. */
+export function openMigrationOf(entry: VmEntry, driven: boolean): OpenMigration | null {
+  if (!isOpen(entry) || entry.migration === null || entry.owner === null) return null;
+  const committed = entry.phase === 'unsettled';
+  const source = committed ? entry.previous : entry.owner;
+  const target = committed ? entry.owner : entry.target;
+  if (source === null || target === null) return null;
+  return {
+    migration: entry.migration,
+    vm: entry.vm,
+    source,
+    target,
+    epoch: entry.epoch,
+    started: hasStarted(entry),
+    driven,
+  };
+}
+
+/** The life cycle's part: Create, Desire, Delete. */
+function lifecycleSteps(ledger: Ledger): LifecycleControlActivities {
+  const steps = new LedgerSteps(ledger);
+  return {
+    createEntry: async ({ spec, host }) => {
+      const vm = spec.name as VmName;
+      return steps.location(await steps.accepted(vm, { kind: 'create', vm, host, spec }));
+    },
+    locate: async ({ vm }) => steps.location(await steps.entry(vm)),
+    desire: async ({ vm, desired }) => {
+      const entry = await steps.entry(vm);
+      if (isOpen(entry)) throw new CodedError('migration/open', `${entry.migration}`);
+      return steps.location(
+        await steps.accepted(vm, { kind: 'desire', vm, epoch: entry.epoch, desired }),
+      );
+    },
+    deleteEntry: async ({ vm, epoch }) => {
+      const verdict = await steps.proposeOne({ kind: 'delete', vm, epoch });
+      if (!verdict.accepted && verdict.code !== 'vm/unknown') throw refusalError(verdict);
+    },
+  };
+}
+
+/** Abort if it can still be aborted, Revert if committed and not started, else say how it is. */
+async function endMigration(
+  steps: LedgerSteps,
+  ledger: Ledger,
+  step: StepInput & { readonly reason: string },
+): Promise<'committed' | 'aborted' | 'reverted' | 'none'> {
+  const { vm, migration, reason } = step;
+  const ended = await ledger.migrationEnd(migration);
+  if (ended !== null && ended !== 'committed') return ended;
+  const entry = await ledger.readVm(vm);
+  if (entry?.migration !== migration || !isOpen(entry)) return ended ?? 'none';
+  if (hasStarted(entry)) return 'committed';
+  const kind = entry.phase === 'preparing' ? 'abort' : 'revert';
+  const verdict = await steps.proposeOne({ kind, vm, migration, epoch: entry.epoch, reason });
+  if (verdict.accepted) return kind === 'abort' ? 'aborted' : 'reverted';
+  if (verdict.code === 'ownership/role') throw refusalError(verdict);
+  // Somebody else's event came first: the activity is called again and reads the new state.
+  throw new CodedError('ownership/unreachable', `${kind} came too late: ${verdict.reason}`);
+}
+
+/** What the ledger knows about one migration id of this VM. */
+async function ownState(
+  ledger: Ledger,
+  entry: VmEntry,
+  migration: MigrationId,
+): Promise<VmWhereabouts['own']> {
+  if (entry.migration === migration && entry.phase === 'preparing') return 'preparing';
+  if (entry.migration === migration && entry.phase === 'unsettled') return 'unsettled';
+  return (await ledger.migrationEnd(migration)) ?? 'none';
+}
+
+/** Records equal and the start recorded; an entry that is settled already was checked before. */
+async function verifyMigration(
+  steps: LedgerSteps,
+  ledger: Ledger,
+  { vm, migration, target }: StepInput,
+): ReturnType<ControlActivities['verifyMigration']> {
+  const entry = await steps.entry(vm);
+  const { quiesced, ready } = entry;
+  if (!isOpen(entry) || entry.migration !== migration) {
+    if (entry.owner !== target || (await ledger.migrationEnd(migration)) !== 'committed') {
+      throw new CodedError('ownership/refused', `${migration} did not end in a commit`);
+    }
+    return { digest: ready?.digest ?? '', epochAfter: entry.epoch, settled: true };
+  }
+  if (!hasStarted(entry)) {
+    throw new CodedError('ownership/unreachable', 'the target has not recorded its start yet');
+  }
+  if (quiesced === null || ready === null || quiesced.digest !== ready.digest) {
+    throw new CodedError('migration/digest', `${migration}: the two records differ`);
+  }
+  return { digest: quiesced.digest, epochAfter: entry.epoch, settled: false };
+}
+
+/** The move's part. */
+function migrationSteps({ ledger, isWorkflowRunning }: ControlDependencies): ControlActivities {
+  const steps = new LedgerSteps(ledger);
+  const open = async (entry: VmEntry): Promise<OpenMigration | null> =>
+    isOpen(entry) && entry.migration !== null
+      ? openMigrationOf(entry, await isWorkflowRunning(entry.migration))
+      : null;
+  const prepared = async (step: StepInput): Promise<VmEntry | null> => {
+    const entry = await ledger.readVm(step.vm);
+    return entry?.migration === step.migration && isOpen(entry) ? entry : null;
+  };
+  return {
+    locateVm: async ({ vm, target, migration }) => {
+      const hosts = await ledger.listHosts();
+      if (!hosts.some(({ facts }) => facts.name === target)) {
+        throw new CodedError('host/unknown', target);
+      }
+      const entry = await steps.entry(vm);
+      const own = await ownState(ledger, entry, migration);
+      const committed = own === 'unsettled' || own === 'committed';
+      return {
+        source: (committed ? entry.previous : null) ?? steps.owner(entry),
+        epoch: committed ? entry.epoch - 1 : entry.epoch,
+        desired: entry.desired,
+        own,
+        other: entry.migration === migration ? null : await open(entry),
+      };
+    },
+    readOpenMigration: async ({ vm }) => {
+      const entry = await ledger.readVm(vm);
+      return entry === null ? null : open(entry);
+    },
+    listOpenMigrations: async () => {
+      const all = await Promise.all((await ledger.listVms()).map(open));
+      return all.filter((migration) => migration !== null);
+    },
+    reserve: async ({ vm, migration, target, epoch, policy }) => {
+      await steps.accepted(vm, {
+        kind: 'prepare', vm, migration, epoch, target,
+        postCopyAllowed: policy.postCopy !== 'never',
+        commitDelegated: true,
+      });
+    },
+    abortMigration: async (step) => ({ end: await endMigration(steps, ledger, step) }),
+    verifyMigration: (step) => verifyMigration(steps, ledger, step),
+    settleMigration: async (step) => {
+      const entry = await prepared(step);
+      // Settled already, by the target after its limit or by an earlier attempt.
+      if (entry === null) return;
+      // verifyTarget, which comes before this step, answers only once no page is missing.
+      await steps.accepted(step.vm, {
+        kind: 'settle', vm: step.vm, migration: step.migration, epoch: entry.epoch,
+        missingPageCount: 0,
+      });
+    },
+  };
+}
+
+/** What the control worker registers. */
+export function createControlActivities(
+  dependencies: ControlDependencies,
+): ControlActivities & LifecycleControlActivities {
+  return codedActivities({
+    ...migrationSteps(dependencies),
+    ...lifecycleSteps(dependencies.ledger),
+  });
+}
+

@@ -1,0 +1,135 @@
+/**
+ * `why`: what a VM or a move waits for, on whom, since when, and the next command. Pure, from the
+ * ledger's entry and the move's view; the ledger decides, the view only adds what it knows.
+ */
+import { parseMigrationId } from '../contracts/identity.ts';
+import type { MigrationEnd, VmEntry } from '../contracts/ownership.ts';
+import type { MoveView } from './backend.ts';
+import { formatMillis } from './progress.ts';
+
+/** One answer; `waitsFor` null means that nothing is waited for. */
+export interface Explanation {
+  readonly state: string;
+  readonly waitsFor: string | null;
+  readonly on: string | null;
+  readonly sinceMs: number | null;
+  readonly because: readonly string[];
+  readonly nextCommand: string | null;
+}
+
+const stay = (more: Partial<Explanation> & { state: string }): Explanation =>
+  ({ waitsFor: null, on: null, sinceMs: null, because: [], nextCommand: null, ...more });
+
+/** What the ledger's entry alone says. */
+export function explainEntry(entry: VmEntry): Explanation {
+  const { vm, owner, target, epoch, lastStarted, migration, changedAtMs, quiesced, ready } = entry;
+  const because = [`last entry: ${entry.cause}`];
+  const host = owner ?? 'nobody';
+  const show = migration === null ? null : `novacron migration show ${migration}`;
+  const waits = (state: string, waitsFor: string, on: string): Explanation =>
+    ({ state, waitsFor, on, sinceMs: changedAtMs, because, nextCommand: show });
+  switch (entry.phase) {
+    case 'absent':
+      return stay({ state: `${vm} is deleted`, because, nextCommand: 'novacron vm list' });
+    case 'owned':
+      if (entry.desired === 'stopped') {
+        return stay({ state: `${vm} is stopped on ${host}, epoch ${epoch}`, because,
+          nextCommand: `novacron vm start ${vm}` });
+      }
+      return lastStarted === epoch
+        ? stay({ state: `${vm} belongs to ${host} and runs there, epoch ${epoch}`, because,
+          nextCommand: `novacron vm show ${vm}` })
+        : { ...waits(`${vm} belongs to ${host}, epoch ${epoch}, and has not started under it`,
+          'its start', `the runner of ${host}`), nextCommand: `novacron host show ${host}` };
+    case 'preparing': {
+      const state = `${vm} runs on ${host} and is being moved to ${target ?? '?'}`;
+      if (quiesced === null) {
+        return waits(state, 'the copy of memory and disks', `the runner of ${host}`);
+      }
+      if (ready === null) {
+        return waits(`${vm} is stopped for the hand-over`, 'Ready of the target',
+          `the runner of ${target ?? '?'}`);
+      }
+      return waits(`${vm} is stopped for the hand-over, both sides agree`, 'the Commit',
+        'the target or the control worker');
+    }
+    case 'unsettled':
+      return lastStarted === epoch
+        ? waits(`${vm} runs on ${host}; the hand-over is not settled`,
+          'the last pages and checks', `the runner of ${host}`)
+        : waits(`${vm} was given to ${host} and has not started there`, 'its first instruction',
+          `the runner of ${host}`);
+  }
+}
+
+/** Adds what the running workflow knows to what the ledger says. */
+export function explainMove(
+  { migration, view, entry, end, silent }: {
+    readonly migration: string; readonly view: MoveView | null; readonly entry: VmEntry | null;
+    readonly end: MigrationEnd | null;
+    /** Somebody who was asked did not answer: what is missing may be there. */
+    readonly silent: boolean;
+  },
+): Explanation {
+  const vm = parseMigrationId(migration)?.vm ?? '?';
+  const ledger = end === null ? [] : [`the ledger has it as ${end}`];
+  if (view === null) {
+    const below = entry !== null ? explainEntry(entry) : silent
+      ? stay({ state: `nothing can be said about ${migration}`, waitsFor: 'an answer',
+        on: 'those named below', nextCommand: 'novacron doctor' })
+      : stay({ state: `the ledger has ${vm} in no such move` });
+    return { ...below,
+      because: [...(silent ? [] : ['Temporal knows no such run']), ...ledger, ...below.because] };
+  }
+  const { status, attempt, lastFailure } = view;
+  const because = [
+    ...ledger,
+    ...(attempt > 1 ? [`the step is in attempt ${attempt}`] : []),
+    ...(lastFailure === null ? [] : [`last failure: ${lastFailure}`]),
+    ...(status.progress?.paused === true ? ['the copy is paused'] : []),
+    ...(status.progress?.mirrorMode === 'write-blocking'
+      ? ['the guest writes faster than the link: its disk writes are held back'] : []),
+    ...(status.progress === null || status.progress.convergence === ''
+      ? [] : [`convergence: ${status.progress.convergence}`]),
+  ];
+  if (status.outcome !== null) {
+    const { outcome } = status;
+    const failed = outcome.kind === 'failed';
+    return stay({
+      state: `the move of ${vm} ended: ${outcome.kind}`,
+      because: failed
+        ? [`${outcome.failure.message} (${outcome.failure.code}): ${outcome.failure.detail}`,
+          ...because]
+        : because,
+      nextCommand: failed || outcome.kind === 'cancelled'
+        ? `novacron migrate ${vm} --to ${status.target}` : `novacron vm show ${vm}`,
+    });
+  }
+  const paused = status.progress?.paused === true;
+  return {
+    state: `${vm} is being moved from ${status.source ?? '?'} to ${status.target}: `
+      + `${status.phase}, ${status.percent} %${status.pointOfNoReturnPassed ? ', past the point of no return' : ''}`,
+    waitsFor: paused ? '`resume`' : status.waitingFor?.what ?? null,
+    on: paused ? 'you' : null,
+    sinceMs: status.waitingFor?.sinceMs ?? null,
+    because,
+    nextCommand: paused ? `novacron migration resume ${migration}`
+      : `novacron migration watch ${migration}`,
+  };
+}
+
+/** Lines for people; `nowMs` turns "since" into a duration. */
+export function explanationLines(
+  { explanation, nowMs }: { readonly explanation: Explanation; readonly nowMs: number },
+): string[] {
+  const { state, waitsFor, on, sinceMs, because, nextCommand } = explanation;
+  return [
+    state,
+    waitsFor === null ? '  waits for nothing'
+      : `  waits for ${waitsFor}${on === null ? '' : ` from ${on}`}`
+        + (sinceMs === null ? '' : `, for ${formatMillis(Math.max(0, nowMs - sinceMs))}`
+          + ` (since ${new Date(sinceMs).toISOString()})`),
+    ...because.map((reason) => `  because: ${reason}`),
+    ...(nextCommand === null ? [] : [`  next: ${nextCommand}`]),
+  ];
+}

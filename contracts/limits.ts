@@ -1,0 +1,48 @@
+/** Every limit that crosses a process, with its unit in the name and its reason beside it. */
+import { gib, kib, mib } from './units.ts';
+
+export const limits = {
+  /** Longest path taken from outside; far above real ones, far below PATH_MAX. */
+  pathLengthMax: 1024,
+  commandLineLengthMax: 2048,
+  /** cloud-init's own limit on common clouds is 16 KiB; twice that. */
+  cloudInitLengthMax: 32 * kib,
+  vcpuCountMax: 64,
+  /** A Linux guest with Redis does not boot in less. */
+  memoryBytesMin: 64 * mib,
+  /** The digest table takes 16 bytes a page: 4 GiB of it for a 1 TiB guest. */
+  memoryBytesMax: 1024 * gib,
+  diskBytesMax: 16 * 1024 * gib,
+  diskCountMax: 8,
+  nicCountMax: 4,
+  /** Frames between runners and to the ledger: ids, counters, digests; more is an attack or a bug. */
+  controlFrameBytesMax: 256 * kib,
+  /** Post-copy pages that Quiesced may list: as page runs, so that the entry stays below a frame. */
+  missingRunsMax: 16_384,
+  /** Lanes of one migration in this version: cores, not links, are the bound on one machine. */
+  laneCountMax: 16,
+  /** A move's history stays far from Temporal's 51,200; the page in its UI stays readable. */
+  migrationHistoryEventsMax: 150,
+} as const;
+
+/** Times that the protocol and the workflows agree on, milliseconds. */
+export const timing = {
+  workflowTaskTimeoutMs: 2_000,
+  heartbeatTimeoutMs: 3_000,
+  /** How often a long activity reports; three may be lost before the timeout. */
+  heartbeatEveryMs: 900,
+  /**
+   * A session that no attempt of its activity attends for so long ends itself by the ledger's rules
+   * (before Quiesced: Abort, the VM goes on): longer than a restart of Temporal or of a worker.
+   */
+  sessionUnattendedMsMax: 30_000,
+  /** A task that no runner fetches for so long: host unreachable. A runner restarts in 8 s. */
+  hostSilentMsMax: 20_000,
+  /** OWNERSHIP: hosts may propose Commit or Abort themselves after this long in the blackout. */
+  blackoutSelfDecisionMs: 2_000,
+  leaseTtlMs: 12_000,
+  leaseRenewEveryMs: 2_000,
+  /** Clocks may differ by this part in rate. */
+  leaseClockRho: 0.01,
+  leaseMarginMs: 1_000,
+} as const;

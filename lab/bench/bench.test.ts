@@ -1,0 +1,124 @@
+import { describe, expect, it } from 'vitest';
+import type { WitnessStatus } from '../client/witness-line.ts';
+import { qemuOptions } from './engines/qemu-process.ts';
+import { peerSettings } from './engines/qemu.ts';
+import { guestDamage, loadRequest } from './measure.ts';
+import type { RunRecord } from './measure.ts';
+import { guestOrder, turns } from './migrate-series.ts';
+import type { SeriesOptions } from './migrate-series.ts';
+import { downtimeMsOf } from './observer.ts';
+import { summariseRuns } from './summary.ts';
+
+const run = (engine: RunRecord['engine'], fields: Partial<RunRecord>): RunRecord => ({
+  engine, run: 1, outcome: 'completed', totalMs: 100, downtimeMs: 10, outsideGapMsMax: 20,
+  redisGapMsMax: 30, restingGapMsP99: 3, wireBytes: 1000, cpuSeconds: 1, guestCpuSeconds: 0.5,
+  rounds: 3, guestVerified: true, ackedWrites: 5, lostWrites: 0, reason: null,
+  dirtyBytesPerSecond: 0, details: {}, ...fields,
+});
+
+describe('downtimeMsOf', () => {
+  const event = (name: string, stampUs: number) => ({ name, stampUs, status: null });
+  it('takes the stop that the resume ends, not an earlier one', () => {
+    expect(downtimeMsOf(
+      [event('STOP', 1_000), event('RESUME', 2_000), event('STOP', 50_000)],
+      [event('RESUME', 57_500)])).toBe(7.5);
+  });
+  it('answers null without a resume, or with one that came before any stop', () => {
+    expect(downtimeMsOf([event('STOP', 1)], [])).toBeNull();
+    expect(downtimeMsOf([event('STOP', 9)], [event('RESUME', 5)])).toBeNull();
+  });
+});
+
+describe('guestDamage', () => {
+  const status = (fields: Partial<WitnessStatus>): WitnessStatus => ({
+    bootId: 'a', counter: 10, selfCheckFailures: 0, pagesWritten: 0, pagesChecked: 0,
+    patternBytes: 0, dataBytes: 0, running: true, dirtyRateAchievedBytesPerSecond: 0,
+    longestGapMs: 0, ...fields,
+  });
+  const writes = { ackedWrites: 9, lostWrites: 0, failedWrites: 0, connectionLost: false };
+  const before = status({});
+  const after = status({ counter: 20 });
+  it('finds nothing wrong with a guest that went on', () => {
+    expect(guestDamage({ before, after, readBack: writes })).toBeNull();
+  });
+  it.each([
+    ['booted', { after: status({ counter: 20, bootId: 'b' }) }],
+    ['counter', { after: status({ counter: 10 }) }],
+    ['self-check', { after: status({ counter: 20, selfCheckFailures: 1 }) }],
+    ['lost', { readBack: { ...writes, lostWrites: 1 } }],
+    ['connection', { readBack: { ...writes, connectionLost: true } }],
+    ['acknowledged', { readBack: { ...writes, ackedWrites: 0 } }],
+  ])('names what is wrong: %s', (word, change) => {
+    expect(guestDamage({ before, after, readBack: writes, ...change })).toContain(word);
+  });
+});
+
+describe('summariseRuns', () => {
+  it('leaves unverified runs out of medians and counts them', () => {
+    const summary = summariseRuns([
+      run('qemu', { totalMs: 100 }), run('qemu', { totalMs: 300 }), run('qemu', { totalMs: 200 }),
+      run('qemu', { totalMs: 1, guestVerified: false, outcome: 'guest-damaged' }),
+      run('qemu', { totalMs: null, guestVerified: false, outcome: 'timeout' }),
+    ]);
+    expect(summary.engines[0]).toMatchObject({ runs: 5, completed: 3, damaged: 1, failed: 1 });
+    expect(summary.engines[0]?.figures.totalMs).toEqual({ median: 200, min: 100, max: 300 });
+  });
+  it('compares direct with every peer and with the best one per figure', () => {
+    const summary = summariseRuns([
+      run('direct', { totalMs: 40, downtimeMs: 6 }),
+      run('qemu', { totalMs: 100, downtimeMs: 12 }),
+      run('qemu-postcopy', { totalMs: 80, downtimeMs: 30 }),
+    ]);
+    expect(summary.ratios.qemu).toMatchObject({ totalMs: 0.4, downtimeMs: 0.5 });
+    expect(summary.bestPeer.totalMs).toEqual({ engine: 'qemu-postcopy', ratio: 0.5 });
+    expect(summary.bestPeer.downtimeMs).toEqual({ engine: 'qemu', ratio: 0.5 });
+  });
+  it('has no ratios when direct never completed', () => {
+    const summary = summariseRuns([
+      run('direct', { guestVerified: false, totalMs: null }), run('qemu', {})]);
+    expect(summary.ratios).toEqual({});
+  });
+});
+
+describe('a series', () => {
+  it('interleaves, and every engine is first as often as the others', () => {
+    const order = turns(['a', 'b', 'c'], 3);
+    expect(order.map(({ engine }) => engine).join('')).toBe('abcbcacab');
+    expect(order.filter(({ run: number }) => number === 2)).toHaveLength(3);
+  });
+  const series: SeriesOptions = {
+    engines: ['direct', 'qemu'], runs: 1, memoryBytes: 1 << 30, vcpuCount: 2,
+    dataBytes: 200_000_000, compressible: true, limitMs: 1, freshGuests: false,
+    load: { dirtyBytesPerSecond: null, workingSetBytes: 128 << 20, order: 'random', pages: 'full' },
+  };
+  const image = {
+    kernel: '/k', initrd: '/i', dataRaw: '/r', dataQcow2: '/q', kernelCommandLine: 'quiet',
+    redisPort: 1, witnessPort: 2,
+  };
+  it('gives guests that live side by side addresses of their own', () => {
+    const [first, second] = [guestOrder(series, image, 0), guestOrder(series, image, 1)];
+    expect(first.address).not.toBe(second.address);
+    expect(first.macAddress).not.toBe(second.macAddress);
+    expect(first.commandLine).toBe('quiet novacron.ip=198.18.1.100/24 novacron.pattern=128M '
+      + 'novacron.data=191M novacron.compressible=1');
+  });
+  it('asks the witness for "as fast as it can" when no rate is given', () => {
+    expect(loadRequest(series.load)['dirtyRateBytesPerSecond']).toBe(Number.MAX_SAFE_INTEGER);
+  });
+  it('starts a peer with plain RAM, its own address, and two monitors', () => {
+    const options = qemuOptions({
+      name: 'q', guest: guestOrder(series, image, 3), image, tap: 't3', diskPath: null,
+      incoming: true, controlSocket: '/c', observerSocket: '/o',
+    });
+    expect(options.join(' ')).toContain('mac=52:4e:43:00:00:13');
+    expect(options).not.toContain('-object');
+    expect(options.filter((option) => option === '-qmp')).toHaveLength(2);
+    expect(options.slice(-2)).toEqual(['-incoming', 'defer']);
+  });
+  it('lifts the bandwidth cap of every peer and keeps the shipped downtime limit', () => {
+    for (const settings of Object.values(peerSettings)) {
+      expect(settings.parameters['max-bandwidth']).toBeGreaterThan(1e10);
+      expect(settings.parameters).not.toHaveProperty('downtime-limit');
+    }
+  });
+});

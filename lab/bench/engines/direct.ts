@@ -1,0 +1,257 @@
+/**
+ * The product as an engine: the guest belongs to the ledger, and every move is the workflow
+ * `migrateVm` on the lab's Temporal, from request to settled. Its figures come from the same
+ * observers as the peers'; only `totalMs` is the session's own clock, as QEMU's is QEMU's.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Client } from '@temporalio/client';
+import { CodedError } from '../../../contracts/failures.ts';
+import { hostName, requestId, vmName } from '../../../contracts/identity.ts';
+import type { VmName } from '../../../contracts/identity.ts';
+import { defaultPolicy } from '../../../contracts/migration.ts';
+import type { MigrationOutcome, MigrationPolicy } from '../../../contracts/migration.ts';
+import type { VmSpec } from '../../../contracts/runner.ts';
+import { runLifecycle } from '../../../payloads/lifecycle-client.ts';
+import {
+  commandMigration, migrationOutcome, startMigration, viewMigration,
+} from '../../../payloads/migration-client.ts';
+import { vmPaths } from '../../../runners/hypervisor/vm-directory.ts';
+import { join } from 'node:path';
+import {
+  composeLab, connectLabTemporal, hostStateDirectory, labSegment,
+} from '../../compose.ts';
+import type { GuestImage, QemuProgram } from '../../guest-image.ts';
+import type { Lab } from '../../lab.ts';
+import type { LabHost } from '../../network/plan.ts';
+import type { BenchEngine, GuestOrder, MoveReport } from '../engine.ts';
+import { Observer, downtimeMsOf } from '../observer.ts';
+import { benchCpuModel, benchMachineType } from './qemu-process.ts';
+
+const observerMsMax = 60_000;
+
+/** What the product is composed of for a benchmark. */
+export interface DirectPlantOptions {
+  readonly lab: Lab;
+  readonly program: QemuProgram;
+  readonly image: GuestImage;
+  readonly policy: Pick<MigrationPolicy, 'postCopy' | 'downtimeBudgetMs'>;
+}
+
+/** The product's spec of a guest that the benchmark orders. Pure. */
+export function specOf(options: {
+  readonly vm: VmName; readonly guest: GuestOrder; readonly image: GuestImage;
+}): VmSpec {
+  const { guest, image } = options;
+  return {
+    version: 1, name: options.vm, vcpuCount: guest.vcpuCount, memoryBytes: guest.memoryBytes,
+    machineType: benchMachineType, cpuModel: benchCpuModel,
+    disks: guest.diskBytes === 0 ? [] : [{
+      name: 'data', format: guest.disk?.format ?? 'raw', sizeBytes: guest.diskBytes,
+      sourceImage: guest.disk?.sourceImage ?? null, volume: 'local',
+    }],
+    nics: [{
+      name: 'n0', macAddress: guest.macAddress, address: guest.address, segment: labSegment,
+    }],
+    boot: {
+      kind: 'kernel', kernel: image.kernel, initrd: image.initrd, commandLine: guest.commandLine,
+    },
+    failover: 'none',
+  };
+}
+
+/** Where a VM's own monitor for observers is. */
+export const observerSocketOf = (lab: Lab, host: LabHost, vm: VmName): string =>
+  vmPaths(join(hostStateDirectory(lab, host), 'vms'), vm).observerSocket;
+
+/** The composed product. */
+export class DirectPlant {
+  readonly #options: DirectPlantOptions;
+  readonly #client: Client;
+  #engines = 0;
+
+  private constructor(options: DirectPlantOptions, client: Client) {
+    this.#options = options;
+    this.#client = client;
+  }
+
+  static async raise(options: DirectPlantOptions): Promise<DirectPlant> {
+    const services = await composeLab(options);
+    return new DirectPlant(options, await connectLabTemporal(services));
+  }
+
+  /** An engine for one guest. */
+  async engine(guest: GuestOrder): Promise<BenchEngine> {
+    this.#engines += 1;
+    return await Promise.resolve(
+      new DirectEngine({ ...this.#options, client: this.#client, guest, number: this.#engines }));
+  }
+
+  async close(): Promise<void> {
+    await this.#client.connection.close();
+  }
+}
+
+interface DirectEngineOptions extends DirectPlantOptions {
+  readonly client: Client;
+  readonly guest: GuestOrder;
+  readonly number: number;
+}
+
+class DirectEngine implements BenchEngine {
+  readonly name = 'direct';
+  readonly #options: DirectEngineOptions;
+  #vm: VmName | null = null;
+  #host: LabHost;
+  #observer: Observer | null = null;
+  #requests = 0;
+
+  constructor(options: DirectEngineOptions) {
+    this.#options = options;
+    this.#host = options.lab.host(1);
+  }
+
+  async boot(): Promise<void> {
+    await this.discard();
+    const { lab, client, guest, image, number } = this.#options;
+    this.#requests += 1;
+    const vm = vmName(`bench-${number}-${this.#requests}`);
+    this.#host = lab.host(1);
+    const { outcome } = await runLifecycle(client, {
+      step: 'create',
+      input: {
+        version: 1, spec: specOf({ vm, guest, image }), host: hostName(this.#host.name),
+        request: requestId(`r${this.#requests}`), start: true,
+      },
+    });
+    if (outcome.kind !== 'completed') {
+      throw new CodedError('vm/start-failed',
+        outcome.kind === 'failed' ? `${outcome.failure.message}: ${outcome.failure.detail}` : '');
+    }
+    this.#vm = vm;
+    this.#observer = await Observer.attach(observerSocketOf(lab, this.#host, vm), 10_000);
+  }
+
+  /** The load is off between turns; a paused vCPU behind the runner's back would be a fault. */
+  async rest(): Promise<void> {}
+  async wake(): Promise<void> {}
+
+  host(): LabHost {
+    return this.#host;
+  }
+
+  async move(limitMs: number): Promise<MoveReport> {
+    const { lab, client, policy } = this.#options;
+    const [vm, source] = [this.#vm, this.#observer];
+    if (vm === null || source === null) throw new Error('direct has no guest');
+    const targetHost = lab.host(this.#host.number === 1 ? 2 : 1);
+    source.clear();
+    this.#requests += 1;
+    const begunMs = performance.now();
+    const watching = Observer.attach(observerSocketOf(lab, targetHost, vm), observerMsMax)
+      .catch(() => null);
+    const { migration } = await startMigration(client, {
+      version: 1, vm, target: hostName(targetHost.name), request: requestId(`m${this.#requests}`),
+      policy: { ...defaultPolicy, ...policy, deadlineMs: limitMs },
+    });
+    const disk = this.#options.guest.diskBytes > 0 ? timeDiskPhase(client, migration) : null;
+    const outcome = await this.#outcome(migration, limitMs);
+    const diskMs = disk === null ? null : await disk.end();
+    const workflowMs = performance.now() - begunMs;
+    if (outcome === null) return { outcome: 'timeout', reason: `no outcome in ${limitMs} ms` };
+    const target = outcome.kind === 'completed' ? await watching : null;
+    const report = reportOf({ outcome, source, target, workflowMs, diskMs });
+    if (report.outcome === 'completed') {
+      source.close();
+      this.#observer = target;
+      this.#host = targetHost;
+    } else {
+      void watching.then((observer) => observer?.close());
+    }
+    return report;
+  }
+
+  async discard(): Promise<void> {
+    const vm = this.#vm;
+    this.#observer?.close();
+    this.#observer = null;
+    this.#vm = null;
+    if (vm === null) return;
+    this.#requests += 1;
+    const input = { version: 1, vm, request: requestId(`d${this.#requests}`) } as const;
+    const { client } = this.#options;
+    await runLifecycle(client, { step: 'stop', input: { ...input, graceMs: 0 } });
+    await runLifecycle(client, { step: 'delete', input });
+  }
+
+  async #outcome(
+    migration: Parameters<typeof migrationOutcome>[1], limitMs: number,
+  ): Promise<MigrationOutcome | null> {
+    const { client } = this.#options;
+    // The workflow has its own deadline; the grace is for a product that misses it.
+    const timer = Promise.withResolvers<null>();
+    const timeout = setTimeout(() => timer.resolve(null), limitMs + 15_000);
+    const ended = migrationOutcome(client, migration);
+    ended.catch(() => undefined);
+    try {
+      const outcome = await Promise.race([ended, timer.promise]);
+      if (outcome === null) {
+        await commandMigration(client, migration, { kind: 'cancel', by: 'bench' })
+          .catch(() => undefined);
+      }
+      return outcome;
+    } finally {
+      clearTimeout(timeout);
+    }
+  }
+}
+
+/** How often the phase is asked for: the error of a disk phase's time is at most twice this. */
+const phaseLookMs = 50;
+
+/** Times the phase `copy-disk` of a move from outside; `end` answers ms, null if never seen. */
+function timeDiskPhase(
+  client: Client, migration: Parameters<typeof viewMigration>[1],
+): { readonly end: () => Promise<number | null> } {
+  let [begunMs, endedMs, isOver]: [number | null, number | null, boolean] = [null, null, false];
+  const looking = (async (): Promise<void> => {
+    while (!isOver && endedMs === null) {
+      const view = await viewMigration(client, migration).catch(() => null);
+      if (view?.status.phase === 'copy-disk') begunMs ??= performance.now();
+      else if (begunMs !== null) endedMs = performance.now();
+      await sleep(phaseLookMs);
+    }
+  })();
+  return {
+    end: async () => {
+      isOver = true;
+      await looking;
+      return begunMs === null || endedMs === null ? null : Math.round(endedMs - begunMs);
+    },
+  };
+}
+
+function reportOf(seen: {
+  readonly outcome: MigrationOutcome; readonly source: Observer; readonly target: Observer | null;
+  readonly workflowMs: number; readonly diskMs: number | null;
+}): MoveReport {
+  const { outcome, source, target, workflowMs, diskMs } = seen;
+  if (outcome.kind === 'failed') {
+    return { outcome: 'failed', reason: `${outcome.failure.code}: ${outcome.failure.detail}` };
+  }
+  if (outcome.kind === 'cancelled') {
+    return { outcome: 'failed', reason: `cancelled by ${outcome.by}` };
+  }
+  const downtimeMs = target === null ? null : downtimeMsOf(source.events, target.events);
+  if (downtimeMs === null) {
+    return { outcome: 'failed', reason: 'the observers saw no STOP and RESUME' };
+  }
+  const { figures } = outcome;
+  return {
+    outcome: 'completed', downtimeMs, totalMs: figures.totalMs, rounds: figures.rounds,
+    details: {
+      workflowMs: Math.round(workflowMs), diskMs, ownDowntimeMs: figures.downtimeMs,
+      downtimePartsMs: figures.downtimeParts, bytesOnWire: figures.bytesOnWire,
+      postCopyFaults: figures.postCopyFaults, convergence: figures.convergence,
+    },
+  };
+}

@@ -1,0 +1,185 @@
+/**
+ * One measured move of one engine: the outside client before, during and after it, what it cost,
+ * and whether the guest that arrived is the guest that left. The same for every engine.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { OutsideClient } from '../client/outside-client.ts';
+import type { ClientReport } from '../client/outside-client.ts';
+import type { ReadBack } from '../client/redis-writer.ts';
+import type { WitnessRequest, WitnessStatus } from '../client/witness-line.ts';
+import type { Lab } from '../lab.ts';
+import type { BenchEngine, EngineName, MoveReport } from './engine.ts';
+import { MoveMeter } from './meter.ts';
+import type { MoveCost } from './meter.ts';
+
+/** Load before a move, so that its dirty rate and the resting gap are settled. */
+const restingMs = 2_000;
+/** Load after a move: the witness meets its pages again before the full sweep does. */
+const afterMs = 1_000;
+const guestAnswersMsMax = 90_000;
+
+/** The load that runs in the guest while it is moved. */
+export interface GuestLoad {
+  /** Null: as fast as it can. */
+  readonly dirtyBytesPerSecond: number | null;
+  readonly workingSetBytes: number;
+  readonly order: 'random' | 'sequential';
+  readonly pages: 'full' | 'partial';
+  /** Written to the guest's disk a second, past its page cache; absent: none. */
+  readonly diskBytesPerSecond?: number;
+}
+
+/** One line of the benchmark's output. */
+export interface RunRecord {
+  readonly engine: EngineName;
+  readonly run: number;
+  readonly outcome: 'completed' | 'failed' | 'timeout' | 'guest-damaged';
+  readonly totalMs: number | null;
+  readonly downtimeMs: number | null;
+  /** Longest time between two echoes of the guest, around the move. */
+  readonly outsideGapMsMax: number | null;
+  /** Longest time between two acknowledged writes of the one Redis connection. */
+  readonly redisGapMsMax: number | null;
+  /** The client's own noise: 99th percentile of the same gap before the move. */
+  readonly restingGapMsP99: number | null;
+  readonly wireBytes: number | null;
+  /** Of every process in both hosts, vCPU threads included, which are given beside it. */
+  readonly cpuSeconds: number | null;
+  readonly guestCpuSeconds: number | null;
+  readonly rounds: number | null;
+  readonly guestVerified: boolean;
+  readonly ackedWrites: number;
+  readonly lostWrites: number;
+  /** What went wrong; null for a good run. */
+  readonly reason: string | null;
+  readonly dirtyBytesPerSecond: number | null;
+  readonly details: Readonly<Record<string, unknown>>;
+}
+
+/** What was seen of the guest before and after. */
+export interface GuestEvidence {
+  readonly before: WitnessStatus;
+  readonly after: WitnessStatus;
+  readonly readBack: ReadBack;
+}
+
+/** What a guest that did not survive the move shows; null when all is well. Pure. */
+export function guestDamage({ before, after, readBack }: GuestEvidence): string | null {
+  if (after.bootId !== before.bootId) return 'the guest was booted again';
+  if (after.counter <= before.counter) return 'the counter of the guest went back or stands';
+  if (after.selfCheckFailures > 0) return `${after.selfCheckFailures} self-check failures`;
+  if (readBack.lostWrites > 0) return `${readBack.lostWrites} acknowledged writes lost`;
+  if (readBack.connectionLost) return 'the TCP connection from outside broke';
+  if (readBack.ackedWrites === 0) return 'no write was acknowledged';
+  return null;
+}
+
+/** Where and under which load a run is made. */
+export interface RunOrder {
+  readonly lab: Lab;
+  readonly engine: BenchEngine;
+  readonly run: number;
+  readonly address: string;
+  readonly load: GuestLoad;
+  readonly limitMs: number;
+}
+
+/** The request that gives the witness its load. Pure. */
+export const loadRequest = (load: GuestLoad): WitnessRequest => ({
+  op: 'set',
+  // The witness bounds it to "as fast as it can" itself.
+  dirtyRateBytesPerSecond: load.dirtyBytesPerSecond ?? Number.MAX_SAFE_INTEGER,
+  workingSetBytes: load.workingSetBytes,
+  order: load.order,
+  pages: load.pages,
+  diskRateBytesPerSecond: load.diskBytesPerSecond ?? 0,
+});
+
+/** Connects the outside client to a guest that runs or boots. */
+export async function meetGuest(lab: Lab, address: string): Promise<OutsideClient> {
+  return await OutsideClient.whenGuestAnswers({
+    labId: lab.id, namespace: lab.plan.clientNamespace, address,
+  }, guestAnswersMsMax);
+}
+
+interface Seen {
+  readonly resting: ClientReport;
+  readonly move: MoveReport;
+  readonly cost: MoveCost;
+  readonly around: ClientReport | null;
+  readonly damage: string | null;
+  readonly writes: ReadBack | null;
+  readonly dirtyBytesPerSecond: number;
+}
+
+async function watchMove(order: RunOrder, client: OutsideClient): Promise<Seen> {
+  const { lab, engine, load, limitMs } = order;
+  await client.witness(loadRequest(load));
+  await client.witness({ op: 'start' });
+  await client.startWriting();
+  await sleep(restingMs);
+  const before = await client.witness({ op: 'status' });
+  const resting = await client.report();
+  await client.mark();
+  const meter = await MoveMeter.begin([lab.host(1), lab.host(2)]);
+  const move = await engine.move(limitMs);
+  const cost = await meter.end();
+  const common = {
+    resting, move, cost, dirtyBytesPerSecond: before.dirtyRateAchievedBytesPerSecond,
+  };
+  if (move.outcome !== 'completed') return { ...common, around: null, damage: null, writes: null };
+  await sleep(afterMs);
+  const around = await client.report();
+  try {
+    await client.stopWriting();
+    await client.witness({ op: 'stop' });
+    await client.witness({ op: 'set', diskRateBytesPerSecond: 0 });
+    const after = await client.witness({ op: 'verify' });
+    const writes = await client.readBack();
+    return { ...common, around, writes, damage: guestDamage({ before, after, readBack: writes }) };
+  } catch (error) {
+    const damage = `the guest is silent after the move: ${(error as Error).message}`;
+    return { ...common, around, writes: null, damage };
+  }
+}
+
+/** Makes one run and says what came of it; a guest that is no longer good is discarded. */
+export async function measureRun(order: RunOrder): Promise<RunRecord> {
+  const client = await meetGuest(order.lab, order.address);
+  try {
+    return recordOf(order, await watchMove(order, client));
+  } finally {
+    await client.close();
+  }
+}
+
+const rounded = (value: number, digits = 2): number => Number(value.toFixed(digits));
+
+function recordOf(order: RunOrder, seen: Seen): RunRecord {
+  const { move, cost, around, writes } = seen;
+  const done = move.outcome === 'completed' ? move : null;
+  return {
+    engine: order.engine.name,
+    run: order.run,
+    outcome: seen.damage === null ? move.outcome : 'guest-damaged',
+    totalMs: done === null ? null : rounded(done.totalMs),
+    downtimeMs: done === null ? null : rounded(done.downtimeMs),
+    outsideGapMsMax: around === null ? null : rounded(around.echo.gapMsMax),
+    redisGapMsMax: around === null ? null : rounded(around.redis.gapMsMax),
+    restingGapMsP99: rounded(seen.resting.echo.gapMsP99),
+    wireBytes: cost.wireBytes,
+    cpuSeconds: rounded(cost.hostSeconds + cost.guestSeconds),
+    // Only VMMs that name their threads tell the guest's share.
+    guestCpuSeconds: cost.guestSeconds === 0 ? null : rounded(cost.guestSeconds),
+    rounds: done?.rounds ?? null,
+    guestVerified: done !== null && seen.damage === null,
+    ackedWrites: writes?.ackedWrites ?? 0,
+    lostWrites: writes?.lostWrites ?? 0,
+    reason: seen.damage ?? (move.outcome === 'completed' ? null : move.reason),
+    dirtyBytesPerSecond: Math.round(seen.dirtyBytesPerSecond),
+    details: {
+      ...done?.details,
+      ...(cost.runnerRssBytesMax > 0 ? { runnerRssBytesMax: cost.runnerRssBytesMax } : {}),
+    },
+  };
+}

@@ -1,0 +1,88 @@
+/**
+ * Watches a VMM from a QMP socket of its own and keeps the stamps of its events. Downtime of every
+ * engine is taken here, from the VMMs' own stamps, which come from one clock on one machine.
+ */
+import { existsSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { CodedError } from '../../contracts/failures.ts';
+import { QmpClient } from '../../runners/hypervisor/qmp/client.ts';
+import type { QmpEvent } from '../../runners/hypervisor/qmp/client.ts';
+
+/** Events kept of one VMM: a move makes fewer than 100. */
+const eventsKeptMax = 2_000;
+
+/** An event as it was stamped by the VMM, microseconds since 1970. */
+export interface StampedEvent {
+  readonly name: string;
+  readonly stampUs: number;
+  readonly status: string | null;
+}
+
+/** Downtime in ms: the source's last STOP to the first RESUME after it at the target. Pure. */
+export function downtimeMsOf(
+  source: readonly StampedEvent[], target: readonly StampedEvent[],
+): number | null {
+  const resume = target.find((event) => event.name === 'RESUME');
+  if (resume === undefined) return null;
+  const stop = source.findLast(
+    (event) => event.name === 'STOP' && event.stampUs <= resume.stampUs);
+  return stop === undefined ? null : (resume.stampUs - stop.stampUs) / 1000;
+}
+
+/** One watched VMM. */
+export class Observer {
+  readonly client: QmpClient;
+  readonly events: StampedEvent[] = [];
+
+  private constructor(client: QmpClient) {
+    this.client = client;
+    client.onEvent((event: QmpEvent) => {
+      if (this.events.length >= eventsKeptMax) this.events.shift();
+      const status = event.data['status'];
+      this.events.push({
+        name: event.name, stampUs: event.vmmStampUs,
+        status: typeof status === 'string' ? status : null,
+      });
+    });
+  }
+
+  /** Connects as soon as the socket is there, at most after `waitMsMax`. */
+  static async attach(socketPath: string, waitMsMax: number): Promise<Observer> {
+    for (const end = performance.now() + waitMsMax; ;) {
+      if (existsSync(socketPath)) {
+        try {
+          return new Observer(await QmpClient.connect({ socketPath, timeoutMs: 2_000 }));
+        } catch (error) {
+          if (performance.now() > end) throw error;
+        }
+      }
+      if (performance.now() > end) {
+        throw new CodedError('vmm/timeout', `${socketPath} is not there after ${waitMsMax} ms`);
+      }
+      await sleep(5);
+    }
+  }
+
+  /** Waits for an event of that name (and migration status) that came or comes. */
+  async saw(wish: {
+    readonly name: string; readonly status?: readonly string[]; readonly waitMs: number;
+  }): Promise<StampedEvent | null> {
+    const wanted = (event: StampedEvent): boolean => event.name === wish.name
+      && (wish.status === undefined || wish.status.includes(event.status ?? ''));
+    for (const end = performance.now() + wish.waitMs; ;) {
+      const found = this.events.find(wanted);
+      if (found !== undefined) return found;
+      if (performance.now() > end || this.client.failure !== null) return null;
+      await sleep(2);
+    }
+  }
+
+  /** Forgets what was seen, before the next move. */
+  clear(): void {
+    this.events.length = 0;
+  }
+
+  close(): void {
+    this.client.close();
+  }
+}

@@ -1,0 +1,312 @@
+/**
+ * Composes the product in a lab: certificates, Temporal's dev server with its mutual-TLS front, the
+ * ledger, a control worker and a host runner per host; and doors by which this machine's loopback
+ * reaches Temporal, its UI and the ledger. Everything is started as a process, as on real hosts.
+ */
+import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { join } from 'node:path';
+import type { Client } from '@temporalio/client';
+import { z } from 'zod';
+import { CodedError } from '../contracts/failures.ts';
+import type { Identity } from '../contracts/identity.ts';
+import { createAuthority, issueCertificate } from '../payloads/certificates.ts';
+import type { TlsMaterial } from '../payloads/certificates.ts';
+import { openLedgerView } from '../payloads/ledger-view.ts';
+import type { LedgerView } from '../payloads/ledger-view.ts';
+import { createPayloadKeys } from '../payloads/payload-keys.ts';
+import { createRevocationList, openRevocationList } from '../payloads/revocation.ts';
+import { connectTemporal } from '../payloads/temporal-connection.ts';
+import type { Passage } from './door.ts';
+import { cacheDirectory, projectRoot } from './guest-image.ts';
+import type { QemuProgram } from './guest-image.ts';
+import type { Lab } from './lab.ts';
+import { controlAddress, vmBridge } from './network/plan.ts';
+import type { LabHost } from './network/plan.ts';
+
+/** Ports inside the lab; namespaces keep them apart from every other lab. */
+export const labPorts = {
+  temporal: 7233, temporalUi: 8233, temporalFront: 7443, ledger: 7300, peer: 7401, lanes: 7402,
+  metrics: 9100,
+} as const;
+/** Layer-2 segment that every host of the lab carries. */
+export const labSegment = 'lab';
+/** First of the users that VMMs run as; hosts get a thousand each, so that none share a user. */
+const firstUid = 200_000;
+
+/** What a composed lab offers to this machine; kept in the lab's record. */
+export const labServices = z.strictObject({
+  /** Temporal's frontend and UI, on loopback. */
+  temporalAddress: z.string(),
+  uiUrl: z.string(),
+  namespace: z.string(),
+  ledgerPort: z.int(),
+  /** Configuration for the `novacron` command. */
+  operatorConfigPath: z.string(),
+  payloadKeysPath: z.string(),
+  accelerator: z.enum(['tcg', 'kvm']),
+});
+export type LabServices = z.infer<typeof labServices>;
+
+/** What composing needs. */
+export interface ComposeOptions {
+  readonly lab: Lab;
+  readonly program: QemuProgram;
+  /** Default: TCG, which is the same on every machine. */
+  readonly accelerator?: 'tcg' | 'kvm';
+  /** Called as each part is up, with what it is. */
+  readonly onStep?: (step: string) => void;
+}
+
+/** Folder of one host's durable things. */
+export const hostStateDirectory = (lab: Lab, host: LabHost): string =>
+  join(lab.directories.data, host.name);
+/** Folder of the images that VMs may be made from. */
+export const imageDirectory = (lab: Lab): string => join(lab.directories.data, 'guest');
+
+const mainOf = (process: string): string => join(projectRoot, `runners/${process}/main.ts`);
+const guardPath = join(projectRoot, 'native/target/release/novacron-guard');
+
+interface Papers {
+  readonly directory: string;
+  readonly revokedPath: string;
+  readonly payloadKeysPath: string;
+  readonly of: (identity: Identity) => TlsMaterial;
+}
+
+async function issuePapers(lab: Lab): Promise<Papers> {
+  const directory = join(lab.directories.data, 'certificates');
+  mkdirSync(directory, { recursive: true });
+  const nowMs = Date.now();
+  await createAuthority({ dir: directory, nowMs });
+  const revokedPath = await createRevocationList({ dir: directory, nowMs });
+  const payloadKeysPath = join(directory, 'payload-keys.json');
+  await createPayloadKeys(payloadKeysPath, nowMs);
+  const wanted: [Identity, string[]][] = [
+    [{ role: 'temporal', name: 'front' }, [controlAddress]],
+    [{ role: 'ledger', name: 'ledger' }, [controlAddress]],
+    [{ role: 'control', name: 'control' }, [controlAddress]],
+    [{ role: 'operator', name: 'lab' }, []],
+    ...lab.plan.hosts.map((host): [Identity, string[]] => [
+      { role: 'host', name: host.name }, [host.managementAddress, host.migrationAddress]]),
+  ];
+  const materials = new Map<string, TlsMaterial>();
+  for (const [identity, addresses] of wanted) {
+    const { certPath, keyPath, caPath } = await issueCertificate(
+      { dir: directory, identity, addresses, nowMs });
+    materials.set(`${identity.role}/${identity.name}`, { certPath, keyPath, caPath });
+  }
+  const of = ({ role, name }: Identity): TlsMaterial => {
+    const material = materials.get(`${role}/${name}`);
+    if (material === undefined) throw new CodedError('internal', `no papers for ${role}/${name}`);
+    return material;
+  };
+  return { directory, revokedPath, payloadKeysPath, of };
+}
+
+function writeConfig(lab: Lab, name: string, config: object): string {
+  const path = join(lab.directories.data, `${name}.json`);
+  writeFileSync(path, `${JSON.stringify({ version: 1, ...config }, null, 1)}\n`, { mode: 0o640 });
+  return path;
+}
+
+const ledgerAddress = { address: controlAddress, port: labPorts.ledger };
+const temporalFor = (tls: TlsMaterial): object => ({
+  address: `${controlAddress}:${labPorts.temporalFront}`, namespace: 'default',
+  tls: { certPath: tls.certPath, keyPath: tls.keyPath, caPath: tls.caPath },
+});
+const listenAt = (address: string, port: number): object => ({ address, port });
+
+async function startLedger(lab: Lab, papers: Papers): Promise<void> {
+  const config = writeConfig(lab, 'ledger', {
+    stateDir: join(lab.directories.data, 'ledger'), listen: ledgerAddress,
+    tls: papers.of({ role: 'ledger', name: 'ledger' }), revokedPath: papers.revokedPath,
+    metrics: listenAt(controlAddress, labPorts.metrics), profile: 'lab',
+  });
+  mkdirSync(join(lab.directories.data, 'ledger'), { recursive: true, mode: 0o700 });
+  await lab.start({
+    name: 'ledger', namespace: lab.plan.controlNamespace, ready: 'line',
+    command: [process.execPath, mainOf('ledger'), 'serve', '--config', config],
+  });
+}
+
+/** Temporal's program: on PATH, or where the bootstrap has built it. */
+const temporalPath = (): string => {
+  const built = join(cacheDirectory, 'temporal/temporal');
+  return existsSync(built) ? built : 'temporal';
+};
+
+/** The dev server on the control namespace's loopback, and its TLS front on the lab's network. */
+async function startTemporal(lab: Lab, papers: Papers): Promise<void> {
+  const config = writeConfig(lab, 'temporal', {
+    temporalPath: temporalPath(), databasePath: join(lab.directories.data, 'temporal.db'),
+    namespace: 'default', port: labPorts.temporal, uiPort: labPorts.temporalUi,
+    codecEndpoint: null,
+    front: {
+      listen: listenAt(controlAddress, labPorts.temporalFront),
+      tls: papers.of({ role: 'temporal', name: 'front' }), revokedPath: papers.revokedPath,
+    },
+  });
+  await lab.start({
+    name: 'temporal', namespace: lab.plan.controlNamespace, ready: 'line',
+    command: [
+      process.execPath, join(projectRoot, 'infra/temporal/dev-server.ts'), '--config', config],
+  });
+}
+
+async function startControl(lab: Lab, papers: Papers): Promise<void> {
+  const tls = papers.of({ role: 'control', name: 'control' });
+  const config = writeConfig(lab, 'control', {
+    tls, revokedPath: papers.revokedPath, payloadKeysPath: papers.payloadKeysPath,
+    temporal: temporalFor(tls), ledger: ledgerAddress, codec: null, buildId: 'lab',
+    metrics: listenAt(controlAddress, labPorts.metrics + 1), profile: 'lab',
+  });
+  await lab.start({
+    name: 'control', namespace: lab.plan.controlNamespace, ready: 'line',
+    command: [process.execPath, mainOf('control'), '--config', config],
+  });
+}
+
+async function startHost(
+  options: ComposeOptions & { readonly host: LabHost; readonly papers: Papers },
+): Promise<void> {
+  const { lab, host, papers, program } = options;
+  if (!existsSync(guardPath)) {
+    throw new CodedError('input/invalid', `${guardPath} is missing: run \`npm run setup\``);
+  }
+  const tls = papers.of({ role: 'host', name: host.name });
+  const config = writeConfig(lab, `host-${host.name}`, {
+    name: host.name, profile: 'lab',
+    stateDir: hostStateDirectory(lab, host),
+    runtimeDir: join(lab.directories.runtime, host.name),
+    memoryDir: join(lab.directories.memory, host.name),
+    temporal: temporalFor(tls), ledger: ledgerAddress,
+    tls, revokedPath: papers.revokedPath, payloadKeysPath: papers.payloadKeysPath,
+    peer: listenAt(host.migrationAddress, labPorts.peer),
+    lanes: listenAt(host.migrationAddress, labPorts.lanes),
+    vmBridge, segments: [labSegment],
+    qemu: { command: program.command, environment: program.environment },
+    qemuImg: program.qemuImg ?? ['qemu-img'],
+    imageDirectories: [imageDirectory(lab)],
+    guardPath, accelerator: options.accelerator ?? 'tcg', uidBase: firstUid + host.number * 1_000,
+    metrics: listenAt(host.managementAddress, labPorts.metrics),
+  });
+  await lab.start({
+    name: `host-${host.name}`, namespace: host.namespace, ready: 'line',
+    command: [process.execPath, mainOf('host'), '--config', config],
+  });
+}
+
+/** A port of this machine's loopback that is free now. */
+async function freePort(): Promise<number> {
+  const server = createServer();
+  return await new Promise((resolve, reject) => {
+    server.once('error', reject);
+    server.listen(0, '127.0.0.1', () => {
+      const address = server.address();
+      server.close(() => resolve(typeof address === 'object' ? address?.port ?? 0 : 0));
+    });
+  });
+}
+
+/** Opens the doors; answers the ports on this machine's loopback in the order of `services`. */
+async function openDoors(
+  lab: Lab, services: readonly { readonly address: string; readonly port: number }[],
+): Promise<number[]> {
+  const ports: number[] = [];
+  const inside: Passage[] = [];
+  const outside: Passage[] = [];
+  for (const [index, service] of services.entries()) {
+    const path = join(lab.directories.runtime, `door-${index}.sock`);
+    const port = await freePort();
+    ports.push(port);
+    inside.push({ listen: { path }, connect: service });
+    outside.push({ listen: { address: '127.0.0.1', port }, connect: { path } });
+  }
+  const door = join(projectRoot, 'lab/door.ts');
+  await lab.start({
+    name: 'door-inside', namespace: lab.plan.controlNamespace, ready: 'line',
+    command: [process.execPath, door, JSON.stringify(inside)],
+  });
+  await lab.start({
+    name: 'door-outside', namespace: null, ready: 'line',
+    command: [process.execPath, door, JSON.stringify(outside)],
+  });
+  return ports;
+}
+
+function writeOperatorConfig(
+  lab: Lab, papers: Papers, services: Omit<LabServices, 'operatorConfigPath'>,
+): string {
+  return writeConfig(lab, 'operator', {
+    temporal: {
+      address: services.temporalAddress, namespace: services.namespace, tls: null,
+      uiUrl: services.uiUrl,
+    },
+    payloadKeysPath: papers.payloadKeysPath,
+    ledger: { address: '127.0.0.1', port: services.ledgerPort },
+    tls: papers.of({ role: 'operator', name: 'lab' }),
+    revokedPath: papers.revokedPath, certificatesDir: papers.directory,
+    hosts: Object.fromEntries(lab.plan.hosts.map((host) => [
+      host.name, { localSocket: join(lab.directories.runtime, host.name, 'host.sock') }])),
+  });
+}
+
+/** Starts everything and answers how this machine reaches it. */
+export async function composeLab(options: ComposeOptions): Promise<LabServices> {
+  const { lab, onStep = () => undefined } = options;
+  const papers = await issuePapers(lab);
+  onStep('certificates');
+  await Promise.all([
+    startTemporal(lab, papers).then(() => onStep('Temporal')),
+    startLedger(lab, papers).then(() => onStep('ledger')),
+  ]);
+  const [temporalPort = 0, uiPort = 0, ledgerPort = 0] = await openDoors(lab, [
+    { address: '127.0.0.1', port: labPorts.temporal },
+    { address: '127.0.0.1', port: labPorts.temporalUi },
+    ledgerAddress,
+  ]);
+  const partial = {
+    temporalAddress: `127.0.0.1:${temporalPort}`, uiUrl: `http://127.0.0.1:${uiPort}`,
+    namespace: 'default', ledgerPort, payloadKeysPath: papers.payloadKeysPath,
+    accelerator: options.accelerator ?? ('tcg' as const),
+  };
+  await Promise.all([
+    startControl(lab, papers).then(() => onStep('control worker')),
+    ...lab.plan.hosts.map(async (host) => {
+      await startHost({ ...options, host, papers });
+      onStep(`host ${host.name}`);
+    }),
+  ]);
+  const services = {
+    ...partial, operatorConfigPath: writeOperatorConfig(lab, papers, partial),
+  };
+  lab.note('services', services);
+  return services;
+}
+
+/** How this machine reaches a lab that was composed before; null when it was not. */
+export function servicesOf(lab: Lab): LabServices | null {
+  const parsed = labServices.safeParse(lab.notes['services']);
+  return parsed.success ? parsed.data : null;
+}
+
+/** A Temporal client for the lab's server. */
+export async function connectLabTemporal(services: LabServices): Promise<Client> {
+  return await connectTemporal(
+    { address: services.temporalAddress, namespace: services.namespace, tls: null },
+    services.payloadKeysPath);
+}
+
+/** A ledger client with the lab operator's certificate. */
+export async function connectLabLedger(lab: Lab, services: LabServices): Promise<LedgerView> {
+  const directory = join(lab.directories.data, 'certificates');
+  const material = {
+    certPath: join(directory, 'operator-lab.pem'), keyPath: join(directory, 'operator-lab-key.pem'),
+    caPath: join(directory, 'ca.pem'),
+  };
+  const revoked = openRevocationList({
+    path: join(directory, 'revoked.json'), caPath: material.caPath });
+  return await openLedgerView({
+    address: '127.0.0.1', port: services.ledgerPort, material, revoked });
+}

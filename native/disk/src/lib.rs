@@ -1,0 +1,24 @@
+//! The gate in front of a disk.
+//!
+//! A mirror job at the source writes over NBD into the target's image. This crate stands in
+//! between: it follows the protocol in both directions, counts the writes (that is ioSequence),
+//! asks the server to flush without the client's help, and refuses every write whose epoch is
+//! lower than the gate's. It leaves the sockets, the lanes and the mirror to others.
+//!
+//! ```text
+//!   mirror ─ unix ─► NbdGate as a tap ─ lane ─► NbdGate as the gate ─ unix ─► NBD server
+//!   (source QEMU)    counts                     counts, flushes, fences       (target QEMU)
+//! ```
+
+mod books;
+mod epoch_file;
+mod error;
+mod gate;
+mod negotiation;
+mod protocol;
+mod replies;
+mod requests;
+
+pub use epoch_file::EpochFile;
+pub use error::GateError;
+pub use gate::{Flushed, GateCounts, GateOptions, NbdGate, Stream};

@@ -1,0 +1,132 @@
+//! From the client to the server: options, then requests, each looked at before it passes.
+
+use crate::GateError;
+use crate::books::InFlight;
+use crate::gate::Shared;
+use crate::negotiation::{check_client_flags, follow_option};
+use crate::protocol::{
+    COMMAND_BLOCK_STATUS, COMMAND_CACHE, COMMAND_DISCONNECT, COMMAND_FLUSH, COMMAND_READ,
+    COMMAND_TRIM, COMMAND_WRITE, COMMAND_WRITE_ZEROES, OPTION_BYTES, OWN_COOKIE, OWN_COOKIE_MASK,
+    PAYLOAD_BYTES_MAX, REQUEST_BYTES, REQUEST_MAGIC, be16, be32, be64,
+};
+use std::io::{BufReader, ErrorKind, Read};
+
+/// Data of a write that is in memory at once.
+const PIECE_BYTES: usize = 256 * 1024;
+
+/// Passes what the client sends until it leaves: by a disconnect, or between two requests.
+pub(crate) fn pass_requests(
+    shared: &Shared,
+    id: u64,
+    client: &mut dyn Read,
+) -> Result<(), GateError> {
+    let mut client = BufReader::with_capacity(PIECE_BYTES, client);
+    let mut flags = [0; 4];
+    if !read_or_end(&mut client, &mut flags)? {
+        return Ok(());
+    }
+    check_client_flags(flags)?;
+    shared.forward(id, &flags, None)?;
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut magic = [0; 4];
+    while read_or_end(&mut client, &mut magic)? {
+        let goes_on = if u32::from_be_bytes(magic) == REQUEST_MAGIC {
+            pass_request(shared, id, &mut client, &mut piece)?
+        } else {
+            pass_option(shared, id, &mut client, &mut piece, magic)?
+        };
+        if !goes_on {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn pass_option(
+    shared: &Shared,
+    id: u64,
+    client: &mut impl Read,
+    piece: &mut [u8],
+    magic: [u8; 4],
+) -> Result<bool, GateError> {
+    if shared.in_transmission(id)? {
+        return Err(GateError::Protocol("no request"));
+    }
+    let mut header = [0; OPTION_BYTES];
+    header[..4].copy_from_slice(&magic);
+    client.read_exact(&mut header[4..])?;
+    let data_bytes = follow_option(&mut header)? as usize;
+    let whole = &mut piece[..OPTION_BYTES + data_bytes];
+    whole[..OPTION_BYTES].copy_from_slice(&header);
+    client.read_exact(&mut whole[OPTION_BYTES..])?;
+    shared.forward(id, whole, None)?;
+    Ok(true)
+}
+
+/// False after a disconnect. Behind a gate the server does not see it: the connection stays for the
+/// last flush.
+fn pass_request(
+    shared: &Shared,
+    id: u64,
+    client: &mut impl Read,
+    piece: &mut [u8],
+) -> Result<bool, GateError> {
+    if !shared.in_transmission(id)? {
+        return Err(GateError::Protocol("a request before the options were agreed"));
+    }
+    let header = &mut piece[..REQUEST_BYTES];
+    header[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+    client.read_exact(&mut header[4..])?;
+    let (command, cookie, length) = (be16(header, 6), be64(header, 8), be32(header, 24));
+    if cookie & OWN_COOKIE_MASK == OWN_COOKIE {
+        return Err(GateError::Protocol("a cookie that is reserved"));
+    }
+    let (is_write, data_bytes, reply_bytes) = match command {
+        COMMAND_READ => (false, 0, length),
+        COMMAND_WRITE => (true, length, 0),
+        COMMAND_TRIM | COMMAND_WRITE_ZEROES => (true, 0, 0),
+        COMMAND_FLUSH | COMMAND_CACHE | COMMAND_BLOCK_STATUS => (false, 0, 0),
+        COMMAND_DISCONNECT => {
+            if shared.passes_disconnects() {
+                let header = piece[..REQUEST_BYTES].to_vec();
+                shared.forward(id, &header, None)?;
+            }
+            return Ok(false);
+        }
+        _ => return Err(GateError::Protocol("an unknown command")),
+    };
+    if data_bytes.max(reply_bytes) > PAYLOAD_BYTES_MAX {
+        return Err(GateError::Protocol("a request for too many bytes"));
+    }
+    let request = InFlight { is_write, reply_bytes, failed: false };
+    let mut left = data_bytes as usize;
+    let mut filled = REQUEST_BYTES;
+    shared.begin_request(id)?;
+    loop {
+        let count = left.min(piece.len() - filled);
+        client.read_exact(&mut piece[filled..filled + count])?;
+        left -= count;
+        let last = (left == 0).then_some((cookie, request, u64::from(data_bytes)));
+        shared.forward(id, &piece[..filled + count], last)?;
+        filled = 0;
+        if left == 0 {
+            shared.end_request(id)?;
+            return Ok(true);
+        }
+    }
+}
+
+/// Fills the buffer; false when the client ended properly before its first byte.
+fn read_or_end(client: &mut impl Read, buffer: &mut [u8]) -> Result<bool, GateError> {
+    let first = loop {
+        match client.read(buffer) {
+            Ok(count) => break count,
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e.into()),
+        }
+    };
+    if first > 0 {
+        client.read_exact(&mut buffer[first..])?;
+    }
+    Ok(first > 0)
+}

@@ -1,0 +1,198 @@
+//! Dirty tracking, injection and faults with a real process.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use novacron_guest_memory::{
+    DirtyTracker, FaultMode, GuestMapping, MemoryError, MemoryFile, Resolution, Userfault,
+};
+use novacron_guest_process::{GuestProcess, STORM_SIGNAL};
+
+const BYTES: u64 = 64 << 20;
+const SIGNALS: u64 = 2000;
+
+fn guest(name: &str) -> GuestProcess {
+    let path = PathBuf::from(format!("/dev/shm/novacron-test-{name}-{}", std::process::id()));
+    GuestProcess::start(&path, BYTES)
+}
+
+fn tracker(guest: &GuestProcess) -> DirtyTracker {
+    DirtyTracker::start(guest.pid(), guest.path(), guest.bytes()).expect("tracking starts")
+}
+
+fn collect(tracker: &mut DirtyTracker) -> BTreeSet<u64> {
+    let mut pages = BTreeSet::new();
+    tracker.collect(|first, count| pages.extend(first..first + count)).expect("a scan");
+    pages
+}
+
+fn userfault_count(pid: i32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("the process lives")
+        .flatten()
+        .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+        .filter(|target| target.to_string_lossy() == "anon_inode:[userfaultfd]")
+        .count()
+}
+
+#[test]
+fn exactly_the_written_pages_are_reported() {
+    let guest = guest("written");
+    guest.write_pages(0, 100, 1);
+    let mut tracker = tracker(&guest);
+    collect(&mut tracker);
+    assert_eq!(collect(&mut tracker), BTreeSet::new());
+    guest.write_pages(3, 1, 2);
+    guest.write_pages(50, 2, 2);
+    guest.write_pages(9000, 1, 2);
+    guest.read_page(200);
+    assert_eq!(tracker.peek().expect("a look").pages, 4);
+    assert_eq!(collect(&mut tracker), BTreeSet::from([3, 50, 51, 9000]));
+    guest.write_pages(50, 1, 3);
+    assert_eq!(collect(&mut tracker), BTreeSet::from([50]));
+    tracker.stop().expect("tracking stops");
+    guest.write_pages(1, 1, 4);
+}
+
+#[test]
+fn a_second_mover_takes_the_first_ones_userfaultfd() {
+    let guest = guest("second");
+    for round in 0..3 {
+        let mut tracker = tracker(&guest);
+        collect(&mut tracker);
+        guest.write_pages(round, 1, round);
+        assert_eq!(collect(&mut tracker), BTreeSet::from([round]), "round {round}");
+        assert_eq!(userfault_count(guest.pid()), 1, "round {round}");
+    }
+}
+
+#[test]
+fn the_device_is_used_where_a_guard_left_it() {
+    let guest = guest("device");
+    if guest.open_userfault_device() == 0 {
+        println!("skipped: /dev/userfaultfd is missing");
+        return;
+    }
+    let mut tracker = tracker(&guest);
+    collect(&mut tracker);
+    guest.write_pages(7, 1, 1);
+    assert_eq!(collect(&mut tracker), BTreeSet::from([7]));
+}
+
+#[test]
+fn a_lost_registration_is_an_error_and_never_silent() {
+    let guest = guest("lost");
+    let mut tracker = tracker(&guest);
+    collect(&mut tracker);
+    let mapping = GuestMapping::find(guest.pid(), guest.path(), BYTES).expect("mapped");
+    let other = Userfault::obtain(guest.pid()).expect("the same userfaultfd");
+    other.unregister(&mapping).expect("it goes");
+    guest.write_pages(0, 1, 1);
+    let outcome = tracker.collect(|_, _| {});
+    assert!(matches!(outcome, Err(MemoryError::TrackingLost)), "{outcome:?}");
+}
+
+#[test]
+fn injection_neither_loses_signals_nor_breaks_the_call_it_interrupts() {
+    let guest = guest("signals");
+    guest.start_storm();
+    let pid = guest.pid();
+    let sender = std::thread::spawn(move || {
+        for _ in 0..SIGNALS {
+            // SAFETY: takes no pointers; the process is a child of this test.
+            assert_eq!(unsafe { libc::kill(pid, STORM_SIGNAL) }, 0);
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    });
+    let mut injected = 0;
+    while !sender.is_finished() {
+        let call = novacron_guest_memory::SyscallCall { number: 39, arguments: [0; 3] };
+        let result = novacron_guest_memory::run_in_process(pid, &call).expect("getpid");
+        assert_eq!(result, i64::from(pid));
+        injected += 1;
+    }
+    sender.join().expect("the sender ends");
+    let (signals, failed_polls) = guest.storm_result();
+    println!("{injected} injections, {signals} signals");
+    assert!(injected > 20);
+    assert_eq!(failed_polls, 0, "an interrupted poll was not restarted");
+    assert_eq!(signals, SIGNALS);
+}
+
+#[test]
+fn a_missing_page_waits_until_it_is_there_and_then_reads_right() {
+    let guest = guest("missing");
+    let file = MemoryFile::open_target(guest.path(), BYTES).expect("the file");
+    let mapping = GuestMapping::find(guest.pid(), guest.path(), BYTES).expect("mapped");
+    let userfault = Userfault::obtain(guest.pid()).expect("a userfaultfd");
+    userfault.register(&mapping, FaultMode::WaitForPages).expect("registered");
+    let value = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| guest.read_page(5));
+        let mut address = None;
+        let began = Instant::now();
+        while address.is_none() && began.elapsed() < Duration::from_secs(5) {
+            userfault
+                .wait_faults(Duration::from_millis(50), |fault| address = Some(fault.address))
+                .expect("faults");
+        }
+        let address = address.expect("the process waits");
+        assert_eq!(mapping.page_of(address), Some(5));
+        assert_eq!(userfault.resolve(address, 4096).expect("asked"), Resolution::Hole);
+        let page = [1_u8; 4096];
+        file.write(&page, 5 * 4096).expect("written");
+        assert_eq!(userfault.resolve(address, 4096).expect("asked"), Resolution::Mapped);
+        assert_eq!(userfault.resolve(address, 4096).expect("asked"), Resolution::AlreadyMapped);
+        reader.join().expect("the reader goes on")
+    });
+    assert_eq!(value, 0x0101_0101_0101_0101_u64.wrapping_mul(512));
+    userfault.unregister(&mapping).expect("it goes");
+}
+
+#[test]
+fn holes_are_found_and_reading_leaves_them_holes() {
+    let guest = guest("holes");
+    guest.write_pages(10, 5, 1);
+    guest.write_pages(1000, 1, 1);
+    let source = MemoryFile::open_source(guest.path(), BYTES).expect("the file");
+    let extents = || {
+        let mut found = Vec::new();
+        source.data_extents(|offset, length| found.push((offset / 4096, length / 4096))).expect("walk");
+        found
+    };
+    assert_eq!(extents(), [(10, 5), (1000, 1)]);
+    let mut buffer = vec![9; 1 << 20];
+    source.read(&mut buffer, 8 << 20).expect("holes read");
+    assert!(buffer.iter().all(|byte| *byte == 0));
+    assert_eq!(extents(), [(10, 5), (1000, 1)]);
+    let target = MemoryFile::open_target(guest.path(), BYTES).expect("the file");
+    target.discard(11 * 4096, 4096).expect("punched");
+    assert_eq!(extents(), [(10, 1), (12, 3), (1000, 1)]);
+    assert_eq!(guest.read_page(11), 0);
+}
+
+#[test]
+#[ignore = "figures, not a verdict: run with --ignored --nocapture"]
+fn figures_of_a_gibibyte() {
+    let path = PathBuf::from(format!("/dev/shm/novacron-test-figures-{}", std::process::id()));
+    let guest = GuestProcess::start(&path, 1 << 30);
+    guest.write_pages(0, 1 << 18, 1);
+    let began = Instant::now();
+    let mut tracker = tracker(&guest);
+    println!("start {:.2} ms", began.elapsed().as_secs_f64() * 1e3);
+    let time = |tracker: &mut DirtyTracker, name: &str| {
+        let began = Instant::now();
+        let pages = tracker.collect(|_, _| {}).expect("a scan").pages;
+        println!("{name}: {pages} pages, {:.2} ms", began.elapsed().as_secs_f64() * 1e3);
+    };
+    time(&mut tracker, "arm");
+    time(&mut tracker, "clean");
+    guest.write_pages(0, 1000, 2);
+    time(&mut tracker, "1000 in a row");
+    guest.run(0, 1 << 18, 7, 0);
+    std::thread::sleep(Duration::from_millis(300));
+    guest.stop();
+    time(&mut tracker, "random");
+    guest.write_pages(0, 1 << 18, 3);
+    time(&mut tracker, "all");
+}

@@ -1,0 +1,83 @@
+//! The disks of a move: a gate each, between a unix socket here and a lane.
+
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use novacron_disk::{GateError, GateOptions, NbdGate, Stream};
+use novacron_transport::Lane;
+
+use crate::failure::{Failure, FailureCode};
+
+/// Longest flush: beyond it a disk is broken, not slow, and the move is better given up.
+const FLUSH_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Counts, and at the target flushes and fences, what the mirrors write.
+pub(crate) struct Disks {
+    gates: Vec<NbdGate>,
+    epoch: u64,
+}
+
+impl Disks {
+    pub(crate) fn new(count: usize, epoch: u64, options: GateOptions) -> Self {
+        Self { gates: (0..count).map(|_| NbdGate::new(epoch, options)).collect(), epoch }
+    }
+
+    /// Relays a mirror's connection from here into a lane.
+    pub(crate) fn relay_out(&self, index: usize, client: UnixStream, lane: Lane) {
+        if let (Some(gate), Ok(client)) = (self.gates.get(index), Stream::from_unix(client)) {
+            // The mirror job sees its connection end and reports that itself.
+            let _ = gate.serve(self.epoch, client, lane_stream(lane));
+        }
+    }
+
+    /// Relays a mirror's connection from a lane into the VMM's NBD server.
+    pub(crate) fn relay_in(&self, index: usize, lane: Lane, server: UnixStream) {
+        if let (Some(gate), Ok(server)) = (self.gates.get(index), Stream::from_unix(server)) {
+            // As above: the lane ends, and the mirror job with it.
+            let _ = gate.serve(self.epoch, lane_stream(lane), server);
+        }
+    }
+
+    /// Writes that were answered with success, a disk each.
+    pub(crate) fn io_sequence(&self) -> Vec<u64> {
+        self.gates.iter().map(|gate| gate.counts().writes_completed).collect()
+    }
+
+    /// Bytes of data in writes, all disks together.
+    pub(crate) fn write_bytes(&self) -> u64 {
+        self.gates.iter().map(|gate| gate.counts().write_bytes).sum()
+    }
+
+    /// Flushes every disk that a mirror has written to.
+    pub(crate) fn flush(&self) -> Result<(), Failure> {
+        for (index, gate) in self.gates.iter().enumerate() {
+            match gate.flush(FLUSH_WAIT_MAX) {
+                Ok(flushed) if flushed.complete => {}
+                Ok(_) => {
+                    let detail = format!("disk {index}: writes were in flight during the flush");
+                    return Err(Failure::new(FailureCode::DiskMirror, detail));
+                }
+                // No mirror ever connected: nothing of ours is in that server.
+                Err(GateError::NotConnected) if gate.counts().writes_sent == 0 => {}
+                Err(error) => {
+                    let detail = format!("flushing disk {index}: {error}");
+                    return Err(Failure::new(FailureCode::DiskMirror, detail));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn close(&self) {
+        self.gates.iter().for_each(NbdGate::close);
+    }
+}
+
+fn lane_stream(lane: Lane) -> Stream {
+    let Lane { reader, writer, control } = lane;
+    Stream {
+        reader: Box::new(reader),
+        writer: Box::new(writer),
+        cut: Box::new(move || control.shutdown()),
+    }
+}

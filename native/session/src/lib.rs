@@ -1,0 +1,47 @@
+//! One migration: the threads and the driving loop of its source and of its target.
+//!
+//! ```text
+//!  source                                         target
+//!   driver: scan, decide, last pass
+//!   lane i: pread, hash, send   ── memory lane i ──►  lane i: receive, hash, pwrite
+//!   lane i: acknowledgements    ◄─────────────────
+//!   fault server                ◄── fault lane ────►  fault server (userfaultfd)
+//!   device tunnel               ◄── device lane ───►  device tunnel, held until memory is in
+//!   disk tunnels                ◄── disk lanes ────►  disk tunnels, through the gate
+//! ```
+//! A chunk of memory always travels on the same lane, so a page never overtakes itself and rounds
+//! need no barrier. A lane that breaks is opened again; what the target had not applied becomes
+//! dirty again. What the rules are is `core`'s matter, how bytes travel is `transport`'s, what a
+//! VMM's memory is is `guest-memory`'s. Nothing here stops or starts a VM.
+
+mod completion;
+mod disks;
+mod failure;
+mod frames;
+mod listener;
+mod pacer;
+mod page_bits;
+mod source;
+mod target;
+mod tunnel;
+mod wire;
+
+pub use completion::Answer;
+pub use failure::{Failure, FailureCode};
+pub use listener::LaneListener;
+pub use source::{
+    ConvergenceAnswer, FinishMode, FinishedMemory, SourceOptions, SourceSession, SourceSnapshot,
+};
+pub use target::{
+    DiskEndpoint, MemoryRecord, TargetOptions, TargetSession, TargetSnapshot,
+};
+
+use std::time::Duration;
+
+/// Longest wait for one lane to open, TCP and TLS together.
+pub(crate) const OPEN_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Pauses between attempts to open a broken lane again.
+pub(crate) const REOPEN_PAUSE_MIN: Duration = Duration::from_millis(20);
+pub(crate) const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// How long a move survives without a lane before the target runs; afterwards it waits for ever.
+pub(crate) const LINK_LOST_MAX: Duration = Duration::from_secs(30);

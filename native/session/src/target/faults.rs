@@ -1,0 +1,305 @@
+//! Post-copy at the target: vCPUs wait for missing pages, which come by request and by push.
+//!
+//! A page is claimed once; whoever claims it writes it into the file, marks it present and maps
+//! it, which lets its waiting vCPUs go on. Until then nothing of the page can be read. Pages that
+//! were received before the start are present from the beginning, but not mapped while faults are
+//! registered: they are mapped on their first fault.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use novacron_core::digest::PageHasher;
+use novacron_core::frame::Frame;
+use novacron_core::pages::PageSet;
+use novacron_core::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
+use novacron_guest_memory::{FaultMode, GuestMapping, Resolution, Userfault, pages_mapped_by};
+use novacron_transport::{Lane, LaneWriter};
+
+use crate::completion::lock;
+use crate::failure::{Failure, FailureCode};
+use crate::frames::{FrameReader, send_now};
+use crate::page_bits::{PageBits, pages_of_chunk};
+use crate::source::start;
+use crate::target::Shared;
+
+/// How often a fault server without faults looks whether it is still needed.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+const ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+
+/// What is made ready before any lane may write: off the blackout.
+pub(crate) struct Prepared {
+    faults: Option<Arc<Active>>,
+}
+
+impl Prepared {
+    pub(crate) fn make(shared: &Shared) -> Result<Self, Failure> {
+        let options = &shared.options;
+        let faults = if options.post_copy_allowed {
+            let mapping =
+                GuestMapping::find(options.vmm_pid, &options.memory_path, options.memory_bytes)?;
+            let userfault = Userfault::obtain(options.vmm_pid)?;
+            // A registration that an earlier try left would let our own emptying wait for itself.
+            userfault.unregister(&mapping)?;
+            Some(Arc::new(Active { userfault, mapping }))
+        } else {
+            None
+        };
+        shared.memory.discard_all()?;
+        Ok(Self { faults })
+    }
+}
+
+/// State of the missing pages.
+pub(crate) struct FaultServer {
+    claimed: PageBits,
+    present: PageBits,
+    requested: PageBits,
+    left: AtomicU64,
+    late_sum: Mutex<u128>,
+    active: Mutex<Option<Arc<Active>>>,
+    lane: Mutex<Option<LaneWriter>>,
+}
+
+struct Active {
+    userfault: Userfault,
+    mapping: GuestMapping,
+}
+
+impl FaultServer {
+    pub(crate) fn new(memory_bytes: u64) -> Self {
+        let bits = || PageBits::new(memory_bytes);
+        Self {
+            claimed: bits(),
+            present: bits(),
+            requested: bits(),
+            left: AtomicU64::new(0),
+            late_sum: Mutex::new(0),
+            active: Mutex::new(None),
+            lane: Mutex::new(None),
+        }
+    }
+
+    /// Pages that are still missing.
+    pub(crate) fn left(&self) -> u64 {
+        self.left.load(Ordering::Acquire)
+    }
+
+    fn active(&self) -> Option<Arc<Active>> {
+        lock(&self.active).clone()
+    }
+}
+
+/// Registers faults and starts serving them; every missing page is unmapped when it returns.
+pub(crate) fn begin(
+    shared: &Arc<Shared>,
+    prepared: &Prepared,
+    missing_pages: u64,
+) -> Result<(), Failure> {
+    let Some(active) = &prepared.faults else {
+        return Err(Failure::new(FailureCode::InputInvalid, "pages are missing without consent"));
+    };
+    let pid = shared.options.vmm_pid;
+    active.userfault.register(&active.mapping, FaultMode::WaitForPages)?;
+    let mut stale = Vec::new();
+    pages_mapped_by(pid, &active.mapping, |first, count| stale.push((first, count)))?;
+    for page in stale.iter().flat_map(|(first, count)| *first..first + count) {
+        if shared.missing.contains(page) {
+            shared.memory.discard(page * PAGE_BYTES as u64, PAGE_BYTES as u64)?;
+        }
+    }
+    let server = &shared.faults;
+    for chunk in 0..shared.missing.chunks() {
+        let existing = pages_of_chunk(chunk, shared.memory.length());
+        let held = existing.difference(&shared.missing.get(chunk));
+        server.present.insert_set(chunk, &held);
+        server.claimed.insert_set(chunk, &held);
+    }
+    server.left.store(missing_pages, Ordering::Release);
+    *lock(&server.active) = Some(active.clone());
+    let (shared, active) = (shared.clone(), active.clone());
+    start("fault-server", move || serve_faults(&shared, &active))?;
+    Ok(())
+}
+
+/// Answers faults until every page is present or the session ends.
+fn serve_faults(shared: &Arc<Shared>, active: &Active) {
+    let server = &shared.faults;
+    while !shared.ended() && server.left() > 0 {
+        let mut wanted = Vec::new();
+        let waited = active.userfault.wait_faults(LOOK_EVERY, |fault| {
+            if let Some(page) = active.mapping.page_of(fault.address) {
+                wanted.push((page, fault.address));
+            }
+        });
+        if let Err(error) = waited {
+            return shared.fail(error.into());
+        }
+        shared.figures.faults.fetch_add(wanted.len() as u64, Ordering::Relaxed);
+        for (page, address) in wanted {
+            if server.present.contains(page) {
+                if let Err(failure) = map_page(shared, active, page, address) {
+                    return shared.fail(failure);
+                }
+            } else if server.requested.insert(page) {
+                request(server, page);
+            }
+        }
+    }
+}
+
+/// Maps a page that is in the file, or zeros where the file has a hole.
+fn map_page(shared: &Shared, active: &Active, page: u64, address: u64) -> Result<(), Failure> {
+    let length = PAGE_BYTES as u64;
+    loop {
+        match active.userfault.resolve(address, length) {
+            Ok(Resolution::Mapped) => return Ok(()),
+            Ok(Resolution::AlreadyMapped) => return Ok(active.userfault.wake(address, length)?),
+            Ok(Resolution::Hole) => shared.memory.write(&ZERO_PAGE, page * length)?,
+            // Faults are off since the last page came, and everybody was woken by that.
+            Err(_) if shared.faults.left() == 0 => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn request(server: &FaultServer, page: u64) {
+    let mut lane = lock(&server.lane);
+    if let Some(writer) = lane.as_mut()
+        && send_now(writer, 0, Frame::Fault { page }).is_err()
+    {
+        // The lane is opened again by the source, and every open request is repeated then.
+        *lane = None;
+    }
+}
+
+/// Serves one connection of the fault lane until it ends.
+pub(crate) fn serve_lane(shared: &Arc<Shared>, lane: Lane) {
+    let Lane { reader, mut writer, control } = lane;
+    if send_now(&mut writer, 0, Frame::Resume).is_err() {
+        return;
+    }
+    let server = &shared.faults;
+    *lock(&server.lane) = Some(writer);
+    for chunk in 0..server.requested.chunks() {
+        let open = server.requested.get(chunk).difference(&server.present.get(chunk));
+        open.iter().for_each(|page| request(server, (chunk * CHUNK_PAGES + page) as u64));
+    }
+    tell_whole(shared);
+    let mut frames = FrameReader::new(reader);
+    let hasher = PageHasher::new();
+    loop {
+        let frame = match frames.next() {
+            Ok((_, frame)) => frame,
+            Err(_) => break,
+        };
+        let Frame::Pages { chunk, data, zero, bytes } = frame else { break };
+        let chunk = chunk as usize;
+        let outside = chunk >= shared.missing.chunks()
+            || !data.union(&zero).difference(&shared.missing.get(chunk)).is_empty();
+        if outside {
+            break;
+        }
+        if let Err(failure) = install(shared, &hasher, chunk, data, zero, bytes) {
+            shared.fail(failure);
+            break;
+        }
+    }
+    control.shutdown();
+}
+
+/// Puts pages that came after the start into the guest, each once.
+pub(crate) fn install(
+    shared: &Arc<Shared>,
+    hasher: &PageHasher,
+    chunk: usize,
+    data: PageSet,
+    zero: PageSet,
+    bytes: &[u8],
+) -> Result<(), Failure> {
+    let server = &shared.faults;
+    // One lane may push while another still brings its final marker.
+    shared.wait_memory_in()?;
+    let Some(active) = server.active() else {
+        return Err(Failure::new(FailureCode::LinkRefused, "pages came after the last one"));
+    };
+    let first_page = (chunk * CHUNK_PAGES) as u64;
+    let claim = |set: PageSet| {
+        let mut claimed = PageSet::EMPTY;
+        for page in set.intersection(&shared.missing.get(chunk)).iter() {
+            if server.claimed.insert(first_page + page as u64) {
+                claimed.insert(page);
+            }
+        }
+        claimed
+    };
+    let (new_data, new_zero) = (claim(data), claim(zero));
+    let mut sum = 0_u128;
+    for (position, page) in data.iter().enumerate().filter(|(_, page)| new_data.contains(*page)) {
+        let content = &bytes[position * PAGE_BYTES..(position + 1) * PAGE_BYTES];
+        let number = first_page + page as u64;
+        shared.memory.write(content, number * PAGE_BYTES as u64)?;
+        hasher.contributions(content, &[number], |_, value| sum = sum.wrapping_add(value));
+    }
+    for (first, count) in new_zero.runs() {
+        let offset = (chunk * CHUNK_BYTES + first * PAGE_BYTES) as u64;
+        shared.memory.discard(offset, (count * PAGE_BYTES) as u64)?;
+    }
+    {
+        let mut late = lock(&server.late_sum);
+        *late = late.wrapping_add(sum);
+    }
+    let new = new_data.union(&new_zero);
+    server.present.insert_set(chunk, &new);
+    for (first, count) in new.runs() {
+        map_run(shared, &active, first_page + first as u64, count as u64)?;
+    }
+    let count = new.count() as u64;
+    shared.figures.received_pages.fetch_add(count, Ordering::Relaxed);
+    if count > 0 && server.left.fetch_sub(count, Ordering::AcqRel) == count {
+        become_whole(shared, &active)?;
+    }
+    Ok(())
+}
+
+/// Maps a run at once where that works, page by page where it does not.
+fn map_run(shared: &Shared, active: &Active, first: u64, count: u64) -> Result<(), Failure> {
+    for (page, address, length) in active.mapping.spans(first, count) {
+        if matches!(active.userfault.resolve(address, length), Ok(Resolution::Mapped)) {
+            continue;
+        }
+        for step in 0..length / PAGE_BYTES as u64 {
+            let at = address + step * PAGE_BYTES as u64;
+            // A zero page that nobody waits for stays a hole: whoever comes later faults again.
+            match active.userfault.resolve(at, PAGE_BYTES as u64) {
+                Ok(Resolution::Mapped) => {}
+                Ok(Resolution::AlreadyMapped | Resolution::Hole) => {
+                    if shared.faults.requested.contains(page + step) {
+                        map_page(shared, active, page + step, at)?;
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The last missing page came: faults go off, the digest is known.
+fn become_whole(shared: &Arc<Shared>, active: &Active) -> Result<(), Failure> {
+    active.userfault.unregister(&active.mapping)?;
+    let digest = shared.final_sum().wrapping_add(*lock(&shared.faults.late_sum));
+    shared.whole.give(Ok(digest));
+    tell_whole(shared);
+    Ok(())
+}
+
+fn tell_whole(shared: &Shared) {
+    if let Some(Ok(digest)) = shared.whole.peek()
+        && shared.faults.active().is_some()
+        && let Some(writer) = lock(&shared.faults.lane).as_mut()
+    {
+        // The lane is opened again by the source if this fails, and it is said again then.
+        let _ = send_now(writer, 0, Frame::Whole { digest });
+    }
+}

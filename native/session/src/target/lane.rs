@@ -1,0 +1,161 @@
+//! One memory lane of the target: receives, writes, hashes, acknowledges.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use novacron_core::digest::PageHasher;
+use novacron_core::frame::{Frame, Refusal};
+use novacron_core::pages::{PageSet, lane_of_chunk};
+use novacron_core::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
+use novacron_transport::Lane;
+
+use crate::completion::lock;
+use crate::failure::{Failure, FailureCode};
+use crate::frames::{FrameReader, send_now};
+use crate::page_bits::pages_of_chunk;
+use crate::target::{LaneState, Shared, faults, refuse};
+
+/// An acknowledgement goes back after this much, so that windows and rates follow the link.
+const APPLIED_BYTES_MAX: usize = 256 * 1024;
+const APPLIED_FRAMES_MAX: u32 = 64;
+
+/// Serves one connection of a memory lane until it ends.
+pub(crate) fn serve(shared: &Arc<Shared>, lane: Lane, index: u16, count: u16) {
+    let Some(slot) = shared.slot(index, count) else { return refuse(lane, Refusal::Unknown) };
+    let before = lock(&slot.current).replace(lane.control.clone());
+    if let Some(before) = before {
+        before.shutdown();
+    }
+    if shared.wait_prepared().is_err() {
+        return refuse(lane, Refusal::Failed);
+    }
+    let mut state = lock(&slot.state);
+    shared.figures.lanes_open.fetch_add(1, Ordering::Relaxed);
+    let receiver = Receiver {
+        shared,
+        index: usize::from(index),
+        count: usize::from(count),
+        hasher: PageHasher::new(),
+    };
+    // A broken lane is the source's to open again.
+    if let Err(failure) = receiver.run(&mut state, lane)
+        && failure.code != FailureCode::LinkLost
+    {
+        shared.fail(failure);
+    }
+    shared.figures.lanes_open.fetch_sub(1, Ordering::Relaxed);
+}
+
+struct Receiver<'a> {
+    shared: &'a Arc<Shared>,
+    index: usize,
+    count: usize,
+    hasher: PageHasher,
+}
+
+impl Receiver<'_> {
+    fn run(&self, state: &mut LaneState, lane: Lane) -> Result<(), Failure> {
+        let Lane { reader, mut writer, .. } = lane;
+        send_now(&mut writer, state.applied, Frame::Resume)?;
+        let mut frames = FrameReader::new(reader);
+        let (mut bytes, mut since) = (0, 0);
+        loop {
+            let (sequence, frame) = frames.next()?;
+            if sequence != state.applied + 1 {
+                return Err(Failure::new(FailureCode::LinkRefused, "frames are not in order"));
+            }
+            let answer_now = match frame {
+                Frame::Pages { chunk, data, zero, bytes: pages } => {
+                    let chunk = self.check(chunk, &data.union(&zero))?;
+                    if state.last {
+                        faults::install(self.shared, &self.hasher, chunk, data, zero, pages)?;
+                    } else {
+                        self.apply(state, chunk, data, zero, pages)?;
+                    }
+                    bytes += pages.len();
+                    since += 1;
+                    bytes >= APPLIED_BYTES_MAX || since >= APPLIED_FRAMES_MAX
+                }
+                Frame::RoundEnd { .. } => true,
+                Frame::Missing { chunk, pages } if !state.last => {
+                    let chunk = self.check(chunk, &pages)?;
+                    self.shared.missing.insert_set(chunk, &pages);
+                    pages.iter().for_each(|page| state.table.replace(self.index_of(chunk, page), 0));
+                    since += 1;
+                    since >= APPLIED_FRAMES_MAX
+                }
+                Frame::Final { digest } if !state.last => {
+                    if digest != state.table.sum() {
+                        // The failure that follows says the same to whoever waits here.
+                        let reason = Refusal::Digest;
+                        let _ = send_now(&mut writer, sequence, Frame::Refused { reason });
+                        return Err(Failure::new(FailureCode::MigrationDigest, "a lane's sums differ"));
+                    }
+                    state.last = true;
+                    self.shared.lane_is_final(digest)?;
+                    true
+                }
+                _ => return Err(Failure::new(FailureCode::LinkRefused, "an unexpected frame came")),
+            };
+            state.applied = sequence;
+            if answer_now {
+                send_now(&mut writer, sequence, Frame::Applied)?;
+                (bytes, since) = (0, 0);
+            }
+        }
+    }
+
+    /// The chunk must be this lane's, and its pages must exist.
+    fn check(&self, chunk: u64, pages: &PageSet) -> Result<usize, Failure> {
+        let chunk = chunk as usize;
+        let own = chunk < self.shared.missing.chunks() && lane_of_chunk(chunk, self.count) == self.index;
+        let inside = || {
+            let existing = pages_of_chunk(chunk, self.shared.memory.length());
+            pages.difference(&existing).is_empty()
+        };
+        if own && inside() {
+            return Ok(chunk);
+        }
+        Err(Failure::new(FailureCode::LinkRefused, "pages outside of the lane's memory"))
+    }
+
+    fn index_of(&self, chunk: usize, page: usize) -> usize {
+        chunk / self.count * CHUNK_PAGES + page
+    }
+
+    fn apply(
+        &self,
+        state: &mut LaneState,
+        chunk: usize,
+        data: PageSet,
+        zero: PageSet,
+        bytes: &[u8],
+    ) -> Result<(), Failure> {
+        let base = (chunk * CHUNK_BYTES) as u64;
+        let mut numbers = [0; CHUNK_PAGES];
+        let mut at = 0;
+        for (first, count) in data.runs() {
+            let run = &bytes[at * PAGE_BYTES..(at + count) * PAGE_BYTES];
+            self.shared.memory.write(run, base + (first * PAGE_BYTES) as u64)?;
+            for page in first..first + count {
+                numbers[at] = (chunk * CHUNK_PAGES + page) as u64;
+                at += 1;
+            }
+        }
+        for (first, count) in zero.runs() {
+            let held = (first..first + count).any(|page| !state.table.is_zero(self.index_of(chunk, page)));
+            if held {
+                let offset = base + (first * PAGE_BYTES) as u64;
+                self.shared.memory.discard(offset, (count * PAGE_BYTES) as u64)?;
+            }
+        }
+        zero.iter().for_each(|page| state.table.replace(self.index_of(chunk, page), 0));
+        self.hasher.contributions(bytes, &numbers[..at], |index, value| {
+            let page = numbers[index] as usize % CHUNK_PAGES;
+            state.table.replace(self.index_of(chunk, page), value);
+        });
+        let count = data.count() as u64;
+        self.shared.figures.received_pages.fetch_add(count, Ordering::Relaxed);
+        Ok(())
+    }
+}

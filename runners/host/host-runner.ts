@@ -1,0 +1,231 @@
+/**
+ * The host runner as its activities see it (HostOperations) and as an operator on the host sees it
+ * (LocalHostOperations). Decides what is looked after without being asked: adoption at the start,
+ * and a sweep of what nobody attends any more.
+ */
+import { connect } from 'node:net';
+import type { Duplex } from 'node:stream';
+import type { HostOperations } from '../../activities/host-operations.ts';
+import { CodedError } from '../../contracts/failures.ts';
+import type { VmName } from '../../contracts/identity.ts';
+import { timing } from '../../contracts/limits.ts';
+import type { LedgerEvent, VmEntry } from '../../contracts/ownership.ts';
+import type { VmRunState } from '../../contracts/runner.ts';
+import type { LocalStatus, LocalVm } from '../../payloads/host-socket.ts';
+import type { HostContext } from './host-context.ts';
+import type { LocalHostOperations } from './local-api.ts';
+import { proposeUntilAnswered, readEntry } from './move/ledger-steps.ts';
+import type { PeerGreeter } from './move/peer-link.ts';
+import { SourceMoves } from './source-moves.ts';
+import { TargetMoves } from './target-moves.ts';
+import { Turns } from './turns.ts';
+import { VmOperations } from './vm-operations.ts';
+
+/** How often the sweep looks; what it ends was unattended for much longer, ms. */
+const sweepEveryMs = 3_000;
+const lostSession = 'the runner of the source lost the session while the VM stood';
+
+export class HostRunner {
+  readonly #context: HostContext;
+  readonly #turns = new Turns();
+  readonly #vms: VmOperations;
+  readonly #sources: SourceMoves;
+  readonly #targets: TargetMoves;
+  readonly #startedAtMs = Date.now();
+  #timer: NodeJS.Timeout | null = null;
+  #sweeping = false;
+
+  constructor(context: HostContext) {
+    this.#context = context;
+    this.#vms = new VmOperations(context, this.#turns);
+    this.#sources = new SourceMoves(context, this.#turns, this.#vms);
+    this.#targets = new TargetMoves(context, this.#turns, this.#vms);
+  }
+
+  /** Says whether a source runner's hello is expected here. */
+  get greet(): PeerGreeter {
+    return this.#targets.greet;
+  }
+  get openMoveCount(): number {
+    return this.#sources.count + this.#targets.count;
+  }
+
+  /** What Temporal's activities call. */
+  operations(): HostOperations {
+    const { hypervisor } = this.#context;
+    return {
+      inspectVm: (input) => hypervisor.inspect(input.vm),
+      checkTarget: (input) => this.#targets.check(input),
+      prepareTarget: (input) => this.#targets.prepare(input),
+      copyDisk: (input, call) => this.#sources.copyDisk(input, call),
+      copyMemoryAndSwitchOver: (input, call) => this.#sources.copyMemoryAndSwitchOver(input, call),
+      commandSession: (input) => this.#sources.command(input),
+      peekSession: (step) => this.#sources.peek(step),
+      verifyTarget: (input) => this.#targets.verify(input),
+      releaseSource: (input) => this.#sources.release(input),
+      abortSource: (input) => this.#sources.abort(input),
+      discardTarget: (input) => this.#targets.discard(input),
+      createVmFiles: (step) => this.#vms.createVmFiles(step),
+      startVm: (step) => this.#vms.startVm(step),
+      stopVm: (step) => this.#vms.stopVm(step),
+      destroyVmFiles: (step) => this.#vms.destroyVmFiles(step),
+    };
+  }
+
+  /** What the local socket offers with Temporal away. */
+  localOperations(checks: () => Promise<Readonly<Record<string, string>>>): LocalHostOperations {
+    return {
+      listVms: () => this.#listVms(),
+      status: async (): Promise<LocalStatus> => ({
+        host: this.#context.host,
+        pid: process.pid,
+        startedAtMs: this.#startedAtMs,
+        checks: await checks(),
+        openMigrations: (await this.#context.hypervisor.list())
+          .map(({ vm }) => vm)
+          .filter((vm) => this.#sources.has(vm) || this.#targets.has(vm)),
+      }),
+      stopVm: ({ vm, graceMs }) => this.#stopLocally(vm, graceMs),
+      openConsole: ({ vm }) => this.#openConsole(vm),
+    };
+  }
+
+  async #listVms(): Promise<readonly LocalVm[]> {
+    const { hypervisor } = this.#context;
+    const found = await hypervisor.list();
+    return Promise.all(found.map(async ({ vm, runState, incarnation, vmmPid }) => {
+      const spec = await hypervisor.spec(vm);
+      return {
+        name: vm, runState, incarnation, vmmPid,
+        memoryBytes: spec.memoryBytes, vcpuCount: spec.vcpuCount,
+      };
+    }));
+  }
+
+  /** A stop needs no ledger: it can only end a copy, never make a second one. */
+  async #stopLocally(vm: VmName, graceMs: number): Promise<VmRunState> {
+    if (this.#sources.has(vm) || this.#targets.has(vm)) {
+      throw new CodedError('migration/open', `${vm} is being moved; cancel that first`);
+    }
+    const { hypervisor } = this.#context;
+    await hypervisor.spec(vm);
+    await hypervisor.stopVm({ vm, graceMs });
+    return (await hypervisor.look(vm)).runState;
+  }
+
+  async #openConsole(vm: VmName): Promise<Duplex> {
+    const { hypervisor } = this.#context;
+    const { runState } = await hypervisor.look(vm);
+    if (runState !== 'running' && runState !== 'paused') {
+      throw new CodedError('vm/not-running', `${vm} is ${runState}`);
+    }
+    return connect(hypervisor.paths(vm).consoleSocket);
+  }
+
+  /**
+   * Takes over what runs after a restart of this process. What the ledger gives to this host goes
+   * on, what it gives to another is removed; a VM that the ledger does not know is left alone, for
+   * a ledger that was set up anew must not cost anybody a disk.
+   */
+  async adopt(): Promise<void> {
+    const { hypervisor, log } = this.#context;
+    const { running, stopped } = await hypervisor.adopt();
+    for (const vm of [...running.map((seen) => seen.vm), ...stopped]) {
+      try {
+        await this.#turns.take(vm, () => this.#adoptOne(vm));
+      } catch (error) {
+        log.error({ vm, error: String(error) }, 'adoption failed; the VM is left as it is');
+      }
+    }
+  }
+
+  async #adoptOne(vm: VmName): Promise<void> {
+    const { hypervisor, host, world, log } = this.#context;
+    const entry = await readEntry(world, vm);
+    const { runState } = await hypervisor.look(vm);
+    log.info({ vm, runState, owner: entry?.owner, phase: entry?.phase }, 'adopting');
+    if (entry === null) {
+      log.warn({ vm }, 'the ledger does not know this VM: it is left alone');
+    } else if (entry.owner !== host) {
+      // The source of an unsettled move keeps its image: it may be the only one.
+      const isSource = entry.phase === 'unsettled' && entry.previous === host;
+      if (!isSource) await this.#vms.remove(vm);
+    } else if (entry.phase === 'unsettled' && entry.lastStarted < entry.epoch) {
+      await this.#finishTakeOver(entry);
+    } else if (runState === 'running') {
+      await (await this.#context.gatesOf(vm)).openNics();
+    }
+  }
+
+  /** Committed to this host, not started: Ready attested that every byte and the device state is in. */
+  async #finishTakeOver(entry: VmEntry): Promise<void> {
+    const note = await this.#context.readNote(entry.vm);
+    const isReady = note?.side === 'target'
+      && note.migration === entry.migration && note.epoch + 1 === entry.epoch;
+    if (isReady) await this.#vms.runImage(entry, note.epoch);
+  }
+
+  /** Starts looking after what nobody attends. */
+  watch(): void {
+    this.#timer = setInterval(() => void this.#sweep(), sweepEveryMs);
+  }
+
+  async #sweep(): Promise<void> {
+    if (this.#sweeping) return;
+    this.#sweeping = true;
+    try {
+      await this.#sources.sweep();
+      await this.#targets.sweep();
+      await this.#sweepStanding();
+    } catch (error) {
+      this.#context.log.error({ error: String(error) }, 'sweep failed');
+    } finally {
+      this.#sweeping = false;
+    }
+  }
+
+  /** VMs without a session here: those that stand go on, go back or go, as the ledger says. */
+  async #sweepStanding(): Promise<void> {
+    const { hypervisor, world } = this.#context;
+    for (const { vm, runState: seen } of await hypervisor.list()) {
+      if (seen === 'running') continue;
+      await this.#turns.take(vm, async () => {
+        if (this.#sources.has(vm) || this.#targets.has(vm)) return;
+        const { runState } = await hypervisor.look(vm);
+        const entry = runState === 'absent' ? null : await readEntry(world, vm);
+        if (entry !== null) await this.#settleStanding(entry, runState);
+      });
+    }
+  }
+
+  async #settleStanding(entry: VmEntry, runState: VmRunState): Promise<void> {
+    const { world, host, log } = this.#context;
+    const { vm, phase, migration, epoch } = entry;
+    const isPatient = world.nowMs() - entry.changedAtMs > timing.blackoutSelfDecisionMs;
+    if (phase === 'owned' && entry.owner !== host) {
+      log.warn({ vm, owner: entry.owner }, 'what is left of a moved VM is removed');
+      await this.#vms.remove(vm);
+    } else if (phase === 'owned' && runState === 'paused' && entry.desired === 'running') {
+      log.warn({ vm }, 'the VM stands although it is ours: it goes on');
+      await this.#vms.start(entry);
+    } else if (migration === null || !isPatient || runState !== 'paused') {
+      return;
+    } else if (phase === 'preparing' && entry.owner === host) {
+      await this.#askBack({ kind: 'abort', vm, migration, epoch, reason: lostSession });
+    } else if (phase === 'unsettled' && entry.previous === host && entry.lastStarted < epoch) {
+      await this.#askBack({ kind: 'revert', vm, migration, epoch, reason: lostSession });
+    }
+  }
+
+  /** The ledger decides; the next sweep acts on what it decided. */
+  async #askBack(event: LedgerEvent): Promise<void> {
+    const { accepted } = await proposeUntilAnswered(this.#context.world, [event]);
+    this.#context.log.warn({ event, accepted }, 'asked the ledger to take the VM back');
+  }
+
+  async close(): Promise<void> {
+    if (this.#timer !== null) clearInterval(this.#timer);
+    await this.#sources.closeAll();
+    await this.#targets.closeAll();
+  }
+}

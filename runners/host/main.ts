@@ -1,0 +1,289 @@
+/**
+ * The host runner: `node runners/host/main.ts --config FILE`, one a host, in the host's network
+ * namespace, as root. Composition only: it opens what the parts need, joins the ledger, adopts what
+ * runs, and polls the host's own task queue. Prints a line with msg "ready"; SIGTERM ends it, the
+ * VMs run on.
+ */
+import { createPrivateKey, createPublicKey } from 'node:crypto';
+import { mkdir, readFile, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { NativeConnection, Worker } from '@temporalio/worker';
+import type { Logger } from 'pino';
+import { z } from 'zod';
+import { createHostActivities } from '../../activities/host-activities.ts';
+import { CodedError } from '../../contracts/failures.ts';
+import {
+  hostName, hostTaskQueue, parseMigrationId, type MigrationId, type VmName,
+} from '../../contracts/identity.ts';
+import { timing } from '../../contracts/limits.ts';
+import { openRevocationList } from '../../payloads/revocation.ts';
+import { temporalConnectionOptions, workerDataConverter } from '../../payloads/temporal-connection.ts';
+import { configPathOf, hostConfig, loadConfig, type HostConfig } from '../config.ts';
+import { openMemoryEngine } from '../data-plane/memory-engine.ts';
+import { EpochGate } from '../gates/epoch-gate.ts';
+import { NicGate } from '../gates/nic-gate.ts';
+import { signDeclined, signTransferRecord } from '../group/ownership/signing.ts';
+import { readChecked, writeDurably } from '../hypervisor/durable-file.ts';
+import { Hypervisor } from '../hypervisor/hypervisor.ts';
+import { probeQemu } from '../hypervisor/qemu-binary.ts';
+import { tapPrefix } from '../hypervisor/tap.ts';
+import { connectLedger } from '../ledger-client/client.ts';
+import { checkHealth, createLogger, createMetrics, serveTelemetry } from '../telemetry.ts';
+import { installTemporalRuntime } from '../temporal-runtime.ts';
+import type { HostContext } from './host-context.ts';
+import { gatherFacts } from './host-facts.ts';
+import { HostRunner } from './host-runner.ts';
+import {
+  boottimeMs, callGuard, renewLeases, type LeaseKeeperOptions,
+} from './lease-keeper.ts';
+import { serveLocalApi } from './local-api.ts';
+import { nowMs, servePeerLinks, type PeerGreeter } from './move/peer-link.ts';
+import type { MoveNote, VmGates } from './move/ports.ts';
+
+/** VM users of one host; more VMs than this do not fit a host. */
+const uidCount = 1_000;
+/** Activities that are asked to end get this long; sessions do not need it, they are re-joined. */
+const drainMs = 2_000;
+const joinRetryMs = 500;
+
+const noteShape = z.strictObject({
+  version: z.literal(1),
+  migration: z.string().refine((text) => parseMigrationId(text) !== null)
+    .transform((text) => text as MigrationId),
+  side: z.enum(['source', 'target']),
+  epoch: z.int(),
+  peer: z.string().transform((text) => hostName(text)),
+  stage: z.enum(['open', 'quiescing', 'handed-over']),
+});
+
+interface Stores {
+  readonly note: (vm: VmName, note: MoveNote | null) => Promise<void>;
+  readonly readNote: (vm: VmName) => Promise<MoveNote | null>;
+  readonly gatePath: (vm: VmName) => string;
+}
+
+async function openStores(config: HostConfig): Promise<Stores> {
+  const notes = join(config.stateDir, 'moves');
+  const gates = join(config.stateDir, 'gates');
+  for (const directory of [notes, gates]) await mkdir(directory, { recursive: true, mode: 0o700 });
+  const notePath = (vm: VmName): string => join(notes, `${vm}.json`);
+  return {
+    note: async (vm, note) => {
+      if (note === null) await rm(notePath(vm), { force: true });
+      else await writeDurably(notePath(vm), `${JSON.stringify(note)}\n`);
+    },
+    readNote: (vm) => readChecked(notePath(vm), noteShape),
+    gatePath: (vm) => join(gates, `${vm}.json`),
+  };
+}
+
+/** Gates of VMs: the epoch beside the VM's files, the NICs in the namespace's nftables. */
+class Gates {
+  readonly #open = new Map<VmName, EpochGate>();
+  readonly #nicGate: NicGate;
+  readonly #hypervisor: Hypervisor;
+  readonly #gatePath: Stores['gatePath'];
+
+  constructor(nicGate: NicGate, hypervisor: Hypervisor, gatePath: Stores['gatePath']) {
+    this.#nicGate = nicGate;
+    this.#hypervisor = hypervisor;
+    this.#gatePath = gatePath;
+  }
+
+  readonly of = async (vm: VmName): Promise<VmGates> => {
+    const gate = this.#open.get(vm) ?? await EpochGate.open(this.#gatePath(vm));
+    this.#open.set(vm, gate);
+    // Read now: opening the network is in the way of the first frame after a switchover.
+    const spec = await this.#hypervisor.spec(vm);
+    const nics = spec.nics.map(({ macAddress, name }) => ({
+      macAddress, tapName: this.#hypervisor.tapName(vm, name),
+    }));
+    const lease = spec.failover === 'automatic' ? { leaseMs: timing.leaseTtlMs } : {};
+    return {
+      raise: (epoch) => gate.raise(epoch),
+      openNics: async () => {
+        await Promise.all(nics.map((nic) => this.#nicGate.admit(nic, lease)));
+      },
+      closeNics: async () => {
+        await Promise.all(nics.map((nic) => this.#nicGate.shut(nic)));
+      },
+    };
+  };
+
+  readonly admit = async (vm: VmName, leaseMs: number): Promise<void> => {
+    const { nics } = await this.#hypervisor.spec(vm);
+    for (const { macAddress, name } of nics) {
+      const tapName = this.#hypervisor.tapName(vm, name);
+      await this.#nicGate.admit({ macAddress, tapName }, { leaseMs });
+    }
+  };
+
+  readonly forget = async (vm: VmName): Promise<void> => {
+    this.#open.delete(vm);
+    const spec = await this.#hypervisor.spec(vm).catch(() => null);
+    for (const { macAddress, name } of spec?.nics ?? []) {
+      await this.#nicGate.shut({ macAddress, tapName: this.#hypervisor.tapName(vm, name) });
+    }
+  };
+}
+
+async function openContext(
+  config: HostConfig, log: Logger, greet: PeerGreeter,
+): Promise<{
+  readonly context: HostContext;
+  readonly leases: LeaseKeeperOptions;
+  readonly close: () => Promise<void>;
+}> {
+  for (const directory of [config.stateDir, config.runtimeDir]) {
+    await mkdir(directory, { recursive: true, mode: 0o711 });
+  }
+  const host = hostName(config.name);
+  const revoked = openRevocationList({ path: config.revokedPath, caPath: config.tls.caPath });
+  const qemu = await probeQemu({
+    command: config.qemu.command, imgCommand: config.qemuImg, environment: config.qemu.environment,
+  });
+  const hypervisor = new Hypervisor({
+    host, qemu, logger: log,
+    vmsDirectory: join(config.stateDir, 'vms'),
+    memoryDirectory: config.memoryDir,
+    guardCommand: [config.guardPath],
+    accelerator: config.accelerator,
+    uids: { first: config.uidBase, count: uidCount },
+    imageDirectories: config.imageDirectories,
+    bridges: Object.fromEntries(
+      config.vmBridge === null ? [] : config.segments.map((name) => [name, config.vmBridge ?? '']),
+    ),
+    firmware: config.firmware,
+  });
+  await hypervisor.open();
+  const stores = await openStores(config);
+  const gates = new Gates(await NicGate.open({ tapPrefix }), hypervisor, stores.gatePath);
+  const ledger = connectLedger({ ...config.ledger, tls: config.tls, revoked, logger: log });
+  const engine = openMemoryEngine();
+  const lanes = engine.openListener({
+    ...config.lanes,
+    tls: { ...config.tls, revokedSerials: revoked.entries().map(({ serial }) => serial) },
+  });
+  const peers = await servePeerLinks({
+    ...config.peer, greet, log, tls: { material: config.tls, revoked },
+  });
+  const facts = await gatherFacts({ config, qemu, peerPort: peers.port, lanePort: lanes.port });
+  const signingKey = createPrivateKey(await readFile(config.tls.keyPath));
+  const context: HostContext = {
+    config, host, facts, hypervisor, ledger, engine, lanes, revoked, signingKey, log,
+    world: {
+      host, ledger, nowMs,
+      sign: (record) => signTransferRecord(record, signingKey),
+      signDeclined: (statement) => signDeclined(statement, signingKey),
+      note: stores.note,
+      sleep: async (ms) => { await sleep(ms); },
+    },
+    gatesOf: gates.of,
+    forgetGates: gates.forget,
+    readNote: stores.readNote,
+  };
+  const close = async (): Promise<void> => {
+    await peers.close();
+    await lanes.close();
+    hypervisor.close();
+    await ledger.close();
+  };
+  const leases = { host, ledger, hypervisor, log, admitNics: gates.admit, callGuard, boottimeMs };
+  return { context, leases, close };
+}
+
+/** Tells the ledger who this is; waits while the ledger is away. */
+async function joinLedger(context: HostContext): Promise<void> {
+  const publicKeyPem = createPublicKey(context.signingKey).export({ type: 'spki', format: 'pem' });
+  for (;;) {
+    try {
+      const [verdict] = await context.ledger.propose([
+        { kind: 'join-host', facts: context.facts, publicKeyPem: publicKeyPem.toString() },
+      ]);
+      if (verdict?.accepted === true) return;
+      throw new CodedError('ownership/refused', verdict?.reason ?? 'no verdict');
+    } catch (error) {
+      if (!(error instanceof CodedError && error.code === 'ownership/unreachable')) throw error;
+      context.log.warn({ detail: error.detail }, 'waiting for the ledger');
+      await sleep(joinRetryMs);
+    }
+  }
+}
+
+async function run(config: HostConfig, log: Logger): Promise<void> {
+  const sdkMetrics = await installTemporalRuntime(log);
+  let greet: PeerGreeter = () => 'the runner is starting';
+  const { context, leases, close } = await openContext(config, log, (...words) => greet(...words));
+  await joinLedger(context);
+  const runner = new HostRunner(context);
+  greet = runner.greet;
+  await runner.adopt();
+  runner.watch();
+  const renewing = setInterval(() => {
+    renewLeases(leases).catch((error: unknown) => log.error({ err: error }, 'renewing failed'));
+  }, timing.leaseRenewEveryMs);
+  const connection = await NativeConnection.connect(
+    await temporalConnectionOptions(withServerName(config.temporal)),
+  );
+  const worker = await Worker.create({
+    connection,
+    namespace: config.temporal.namespace,
+    taskQueue: hostTaskQueue(context.host),
+    activities: createHostActivities(runner.operations()),
+    dataConverter: workerDataConverter(config.payloadKeysPath),
+    identity: `host@${context.host}`,
+    shutdownGraceTime: drainMs,
+    // Else the SDK holds heartbeats back for 0.8 of their timeout: one late one would be a failure.
+    maxHeartbeatThrottleInterval: timing.heartbeatEveryMs,
+  });
+  const checks = {
+    worker: (): void => {
+      if (worker.getState() !== 'RUNNING') throw new Error(worker.getState());
+    },
+    ledger: async (): Promise<void> => { await context.ledger.listHosts(); },
+  };
+  const telemetry = config.metrics === null ? null : await serveTelemetry({
+    ...config.metrics, logger: log, checks, extraMetrics: sdkMetrics,
+    registry: createMetrics({ process: 'host', name: config.name }),
+  });
+  const local = await serveLocalApi({
+    socketPath: join(config.runtimeDir, 'host.sock'),
+    operations: runner.localOperations(async () => (await checkHealth(checks)).checks),
+    logger: log,
+  });
+  const stop = (): void => {
+    log.info('stopping; the VMs run on');
+    if (worker.getState() === 'RUNNING') worker.shutdown();
+  };
+  process.once('SIGTERM', stop);
+  process.once('SIGINT', stop);
+  const polling = worker.run();
+  log.info({ facts: { ...context.facts, cpuFlags: context.facts.cpuFlags.length } }, 'ready');
+  try {
+    await polling;
+  } finally {
+    clearInterval(renewing);
+    await Promise.all([telemetry?.close(), local.close(), runner.close()]);
+    await close();
+    await connection.close();
+  }
+}
+
+/** The certificate's name decides which server it is, not the address that leads to it. */
+const withServerName = (temporal: HostConfig['temporal']) => ({
+  ...temporal,
+  tls: temporal.tls === null ? null : { ...temporal.tls, serverName: null },
+});
+
+const config = loadConfig({
+  path: configPathOf({ argv: process.argv, environment: process.env }), schema: hostConfig,
+});
+const log = createLogger({ process: 'host', name: config.name, level: config.logLevel });
+try {
+  await run(config, log);
+  log.info('stopped');
+} catch (error) {
+  log.fatal({ err: error }, 'host runner failed');
+  process.exitCode = 1;
+}

@@ -1,0 +1,364 @@
+/**
+ * The order of the hand-over with both halves, the production ledger rules and fakes for VMMs and
+ * bytes: whatever single step fails, at most one VMM runs, and in the end exactly one does.
+ */
+import { pino } from 'pino';
+import { describe, expect, test } from 'vitest';
+import {
+  hostName, incarnation, migrationId, requestId, vmName, type HostName, type Identity,
+} from '../../../contracts/identity.ts';
+import { defaultPolicy } from '../../../contracts/migration.ts';
+import type { Ledger, LedgerEvent, Verdict, VmEntry } from '../../../contracts/ownership.ts';
+import type { HostFacts, VmSpec } from '../../../contracts/runner.ts';
+import type { SourceSession, SourceSnapshot, TargetSession } from '../../data-plane/sessions.ts';
+import { decide } from '../../group/ownership/decide.ts';
+import { LedgerState } from '../../group/ownership/state.ts';
+import type { PeerMessage } from './peer-messages.ts';
+import type { MoveWorld, PeerConversation, SourceVmm, TargetVmm, VmGates } from './ports.ts';
+import { SourceMove } from './source-move.ts';
+import { TargetMove } from './target-move.ts';
+
+const vm = vmName('web');
+const h1 = hostName('h1');
+const h2 = hostName('h2');
+const migration = migrationId(vm, requestId('r1'));
+const control: Identity = { role: 'control', name: 'main' };
+const log = pino({ level: 'silent' });
+
+/** The production rules over a plain state; signatures are taken on trust here. */
+class MemoryLedger {
+  readonly state = new LedgerState(0);
+  wallMs = 1000;
+  /** Events of these kinds are refused or unanswered, as the test wants. */
+  readonly broken = new Map<LedgerEvent['kind'], 'refuse' | 'silence-once'>();
+
+  proposeAs(proposer: Identity, events: readonly LedgerEvent[]): readonly Verdict[] {
+    const verdicts: Verdict[] = [];
+    for (const event of events) {
+      if (this.broken.get(event.kind) === 'refuse') {
+        return [...verdicts, {
+          accepted: false, code: 'ownership/refused', reason: 'broken by the test', entry: null,
+        }];
+      }
+      const { verdict, change } = decide(this.state, event, {
+        proposer,
+        now: { wallMs: this.wallMs, steadyMs: this.wallMs },
+        checks: { isPublicKey: () => true, transferRecord: () => true, declined: () => true },
+      });
+      if (change !== null) this.state.apply(change);
+      verdicts.push(verdict);
+      if (!verdict.accepted) break;
+    }
+    return verdicts;
+  }
+
+  entry(): VmEntry | null {
+    return this.state.vm(vm)?.entry ?? null;
+  }
+
+  as(proposer: Identity): Ledger {
+    const nothing = (): never => {
+      throw new Error('not used');
+    };
+    return {
+      propose: (events) => Promise.resolve(this.proposeAs(proposer, events)),
+      readVm: () => Promise.resolve(this.entry()),
+      listVms: nothing, listHosts: nothing, migrationEnd: nothing, watchVm: nothing,
+      close: () => Promise.resolve(),
+    };
+  }
+}
+
+const facts = (name: string): HostFacts => ({
+  version: 1, name, migrationAddress: '198.18.2.1', peerPort: 1, lanePort: 2, segments: [],
+  accelerator: 'tcg', qemuVersion: '7.2', machineTypes: [], kernelRelease: '6.12',
+  memoryBytes: 1, diskFreeBytes: 1, cpuFlags: [], features: [],
+});
+const spec: VmSpec = {
+  version: 1, name: vm, vcpuCount: 1, memoryBytes: 2 ** 28, machineType: 'pc-i440fx-7.2',
+  cpuModel: 'qemu64', disks: [], nics: [], failover: 'none',
+  boot: { kind: 'kernel', kernel: '/k', initrd: null, commandLine: '' },
+};
+
+/** Two conversations joined back to back. */
+function conversationPair(): { a: PeerConversation; b: PeerConversation; cut: () => void } {
+  const gone = Promise.withResolvers<Error>();
+  const cut = (): void => gone.resolve(new Error('cut by the test'));
+  const side = (): PeerConversation & { deliver: (message: PeerMessage) => void; peer: unknown } => {
+    const kept: PeerMessage[] = [];
+    let listener: ((message: PeerMessage) => void) | null = null;
+    return {
+      peer: null,
+      gone: gone.promise,
+      deliver: (message) => (listener === null ? kept.push(message) : listener(message)),
+      send(message) {
+        queueMicrotask(() => (this.peer as { deliver: (m: PeerMessage) => void }).deliver(message));
+      },
+      listen(next) {
+        listener = next;
+        for (const message of kept.splice(0)) next(message);
+      },
+      compareClocks: () => Promise.resolve({ offsetMs: 0, errorMs: 0 }),
+      close: cut,
+    };
+  };
+  const a = side();
+  const b = side();
+  a.peer = b;
+  b.peer = a;
+  return { a, b, cut };
+}
+
+interface Faults {
+  readonly failing?: string;
+  readonly digestAtTarget?: string;
+  readonly ledger?: ReadonlyMap<LedgerEvent['kind'], 'refuse'>;
+  readonly cutAt?: string;
+}
+
+/** A source and a target with one VM on the source; `trace` is the order of what happened. */
+function stage(faults: Faults = {}) {
+  const ledger = new MemoryLedger();
+  const trace: string[] = [];
+  const running = new Set<HostName>([h1]);
+  let twoRan = false;
+  const pair = conversationPair();
+  const step = async (name: string): Promise<void> => {
+    trace.push(name);
+    if (faults.cutAt === name) pair.cut();
+    if (faults.failing === name) throw new Error(`${name} fails by the test`);
+    await Promise.resolve();
+  };
+  const run = (host: HostName): void => {
+    running.add(host);
+    twoRan ||= running.size > 1;
+  };
+  const publicKeyPem = 'key';
+  const source = incarnation('1'.repeat(32));
+  for (const name of ['h1', 'h2']) {
+    ledger.proposeAs({ role: 'host', name }, [
+      { kind: 'join-host', facts: facts(name), publicKeyPem },
+    ]);
+  }
+  const before = ledger.proposeAs(control, [{ kind: 'create', vm, host: h1, spec }]);
+  expect(before[0]?.accepted).toBe(true);
+  ledger.proposeAs(control, [{ kind: 'desire', vm, epoch: 1, desired: 'running' }]);
+  const started = ledger.proposeAs({ role: 'host', name: 'h1' }, [
+    { kind: 'started', vm, epoch: 1, incarnation: source, imageStamp: null },
+  ]);
+  expect(started[0]).toMatchObject({ accepted: true });
+  const prepared = ledger.proposeAs(control, [{
+    kind: 'prepare', vm, migration, epoch: 1, target: h2, postCopyAllowed: false,
+    commitDelegated: true,
+  }]);
+  expect(prepared[0]).toMatchObject({ accepted: true });
+  for (const [kind, how] of faults.ledger ?? []) ledger.broken.set(kind, how);
+
+  const world = (host: HostName): MoveWorld => ({
+    host,
+    ledger: ledger.as({ role: 'host', name: host }),
+    sign: (record) => ({ ...record, signature: 's' }),
+    signDeclined: () => 's',
+    note: async (_vm, note) => step(`${host}:note-${note?.stage ?? 'none'}`),
+    nowMs: () => ledger.wallMs,
+    sleep: async (ms) => {
+      ledger.wallMs += ms;
+      await new Promise((resolve) => setImmediate(resolve));
+    },
+  });
+  const gates = (host: HostName): VmGates => ({
+    raise: (epoch) => step(`${host}:raise-${epoch}`),
+    openNics: () => step(`${host}:open-nics`),
+    closeNics: () => step(`${host}:close-nics`),
+  });
+  const never = new Promise<string>(() => undefined);
+  const memoryIn = Promise.withResolvers<void>();
+  const snapshot = {
+    round: 2, bytesPlanned: 1, bytesDone: 1, bytesOnWire: 1, ioSequence: [], diskBytes: 0,
+    postCopyFaults: 0, dirtyBytesPerSecond: 0, sendBytesPerSecond: 0, etaMs: 0,
+    estimatedDowntimeMs: 0, convergence: '',
+  } as unknown as SourceSnapshot;
+  const record = {
+    digest: 'd'.repeat(32), missingDigest: '', missingPageCount: 0, ioSequence: [],
+  };
+  const sourceSession = {
+    connect: () => step('connect'),
+    startPreCopy: () => { trace.push('pre-copy'); },
+    waitConverged: async () => {
+      await step('converged');
+      return { decision: 'switch-over', cause: 'met-aim', reason: 'fits' };
+    },
+    finishMemory: async () => {
+      await step('finish-memory');
+      memoryIn.resolve();
+      return { ...record, lastPassPages: 1, scanMs: 0, sendMs: 0, holesMs: 0 };
+    },
+    snapshot: () => snapshot,
+    abort: () => step('session-abort'),
+    close: () => Promise.resolve(),
+  } as unknown as SourceSession;
+  const targetSession = {
+    waitMemoryIn: async () => {
+      await memoryIn.promise;
+      return { ...record, digest: faults.digestAtTarget ?? record.digest };
+    },
+    flushDisks: () => step('flush'),
+    waitWhole: () => Promise.resolve({ digest: record.digest }),
+    snapshot: () => ({ ioSequence: [] }),
+    close: () => Promise.resolve(),
+  } as unknown as TargetSession;
+  const deviceIn = Promise.withResolvers<void>();
+  const sourceVmm: SourceVmm = {
+    incarnation: source, ended: never,
+    stop: async () => {
+      running.delete(h1);
+      await step('stop');
+      return { eventMs: ledger.wallMs };
+    },
+    sendDeviceState: async () => {
+      await step('send-device-state');
+      deviceIn.resolve();
+    },
+    resume: async () => {
+      await step('source-resume');
+      run(h1);
+      return { eventMs: ledger.wallMs };
+    },
+    stamp: (epoch) => step(`source-stamp-${epoch}`),
+  };
+  const targetVmm: TargetVmm = {
+    incarnation: incarnation('2'.repeat(32)), ended: never,
+    loaded: async () => {
+      await deviceIn.promise;
+      await step('load');
+    },
+    closeExports: () => step('close-exports'),
+    resume: async () => {
+      await step('target-resume');
+      run(h2);
+      return { eventMs: ledger.wallMs };
+    },
+    announce: () => step('announce'),
+    stamp: (epoch) => step(`target-stamp-${epoch}`),
+    kill: async () => {
+      trace.push('kill-target');
+      running.delete(h2);
+      return Promise.resolve(true);
+    },
+  };
+  const common = { migration, vm, epoch: 1, log };
+  const targetMove = new TargetMove({
+    ...common, source: h1, world: world(h2), vmm: targetVmm, gates: gates(h2),
+    session: targetSession,
+  });
+  targetMove.attach(pair.b);
+  const sourceMove = new SourceMove({
+    ...common, target: h2, policy: defaultPolicy, world: world(h1), vmm: sourceVmm,
+    gates: gates(h1), session: sourceSession, openLink: () => Promise.resolve(pair.a),
+    deviceStateSocket: '/d', diskSockets: [],
+    disks: {
+      start: () => Promise.resolve(),
+      synchronised: () => step('disks-synchronised'),
+      setBandwidth: () => Promise.resolve(),
+      tighten: () => step('tighten'),
+      drained: () => step('drain'),
+      cut: () => step('disks-cut'),
+      cancel: () => step('disks-cancel'),
+      progress: () => ({ bytesTotal: 0, bytesDone: 0, mode: 'none' }),
+    },
+  });
+  return {
+    ledger, trace, running, sourceMove, targetMove,
+    outcome: () => sourceMove.run(),
+    get twoRan() { return twoRan; },
+  };
+}
+
+describe('the hand-over', () => {
+  test('goes in the order of the protocol', async () => {
+    const scene = stage();
+    const outcome = await scene.outcome();
+    expect(outcome.kind).toBe('handed-over');
+    expect([...scene.running]).toEqual([h2]);
+    expect(scene.ledger.entry()).toMatchObject({ phase: 'unsettled', owner: h2, lastStarted: 2 });
+    const at = (name: string): number => {
+      expect(scene.trace).toContain(name);
+      return scene.trace.indexOf(name);
+    };
+    const order = ['h1:note-quiescing', 'stop', 'drain', 'flush', 'close-exports', 'h2:raise-2',
+      'target-stamp-2', 'target-resume', 'h2:open-nics', 'announce'];
+    expect(order.map(at)).toEqual(order.map(at).toSorted((a, b) => a - b));
+    expect(at('load')).toBeLessThan(at('h2:raise-2'));
+  });
+
+  test.each(['converged', 'connect', 'disks-synchronised', 'tighten'])(
+    'a failure of %s before STOP leaves the VM running where it is', async (failing) => {
+      const scene = stage({ failing });
+      const outcome = await scene.outcome();
+      expect(outcome).toMatchObject({ kind: 'failed', resumed: true });
+      expect([...scene.running]).toEqual([h1]);
+      expect(scene.trace).not.toContain('stop');
+    },
+  );
+
+  test.each([
+    'finish-memory', 'drain', 'send-device-state', 'load', 'flush', 'close-exports',
+    'h2:raise-2', 'target-stamp-2', 'target-resume',
+  ])('a failure of %s after STOP takes the VM back to the source', async (failing) => {
+    const scene = stage({ failing });
+    const outcome = await scene.outcome();
+    expect(outcome).toMatchObject({ kind: 'failed', resumed: true });
+    expect([...scene.running]).toEqual([h1]);
+    expect(scene.twoRan).toBe(false);
+    expect(scene.ledger.entry()).toMatchObject({ phase: 'owned', owner: h1 });
+    expect(scene.trace.indexOf('source-resume')).toBeGreaterThan(scene.trace.indexOf('stop'));
+  });
+
+  test('after a revert the image runs under the epoch after the commit', async () => {
+    const scene = stage({ failing: 'h2:raise-2' });
+    await scene.outcome();
+    expect(scene.ledger.entry()).toMatchObject({ epoch: 3, lastStarted: 3, owner: h1 });
+    expect(scene.trace).toContain('h1:raise-3');
+    expect(scene.trace).toContain('source-stamp-3');
+  });
+
+  test('different digests never start the target', async () => {
+    const scene = stage({ digestAtTarget: 'e'.repeat(32) });
+    const outcome = await scene.outcome();
+    expect(outcome).toMatchObject({ kind: 'failed', failure: { code: 'migration/digest' } });
+    expect(scene.trace).not.toContain('target-resume');
+    expect([...scene.running]).toEqual([h1]);
+  });
+
+  test.each(['commit', 'started'] as const)('a refused %s takes the VM back', async (kind) => {
+    const scene = stage({ ledger: new Map([[kind, 'refuse']]) });
+    const running = scene.outcome();
+    await scene.targetMove.outcome;
+    scene.ledger.broken.clear();
+    expect(await running).toMatchObject({ kind: 'failed', resumed: true });
+    expect([...scene.running]).toEqual([h1]);
+    expect(scene.twoRan).toBe(false);
+  });
+
+  test.each(['stop', 'finish-memory', 'load', 'close-exports', 'h2:raise-2', 'target-resume'])(
+    'a link cut at %s ends with exactly one running', async (cutAt) => {
+      const scene = stage({ cutAt });
+      await scene.outcome();
+      expect(scene.running.size).toBe(1);
+      expect(scene.twoRan).toBe(false);
+      const owner = scene.ledger.entry()?.owner;
+      expect([...scene.running]).toEqual([owner]);
+    },
+  );
+
+  test('cancel before the switchover ends in one step, after it is refused', async () => {
+    const scene = stage();
+    const early = stage();
+    await early.sourceMove.command({ kind: 'cancel', by: 'ann' });
+    expect(await early.outcome()).toEqual({ kind: 'cancelled', by: 'ann' });
+    expect([...early.running]).toEqual([h1]);
+    await scene.outcome();
+    await expect(scene.sourceMove.command({ kind: 'cancel', by: 'ann' }))
+      .rejects.toMatchObject({ code: 'migration/past-return' });
+  });
+});

@@ -1,0 +1,142 @@
+/**
+ * All disk mirrors of one move at the source as one thing. Decides when they count as in sync and
+ * when they go write-blocking; how a job is driven is runners/hypervisor/disk-mirror.ts.
+ */
+import type { Logger } from 'pino';
+import { CodedError } from '../../../contracts/failures.ts';
+import {
+  askWriteBlocking, canChangeMirrorMode, cancelMirror, cutMirror, mirrorProgress, setMirrorSpeed,
+  startMirror, switchToWriteBlocking, waitMirrorDrained,
+} from '../../hypervisor/disk-mirror.ts';
+import type { QmpClient } from '../../hypervisor/qmp/client.ts';
+import { freshPace, judgePace } from './mirror-pace.ts';
+import type { MirrorProgress, SourceDisks } from './ports.ts';
+
+/** How often the jobs are asked while they copy, ms. */
+const lookEveryMs = 200;
+/** What is left at STOP is sent in the blackout: a job that can't do it by then has failed, ms. */
+const drainTimeoutMs = 10_000;
+/** Going write-blocking waits for what is in flight, ms. */
+const tightenTimeoutMs = 60_000;
+
+interface Disk {
+  readonly name: string;
+  readonly sizeBytes: number;
+}
+
+export class MirrorSet implements SourceDisks {
+  readonly #qmp: QmpClient;
+  readonly #disks: readonly Disk[];
+  readonly #log: Logger;
+  readonly #done = new Map<string, { done: number; total: number }>();
+  #mode: MirrorProgress['mode'] = 'none';
+  #bytesPerSecond = 0;
+  #started: Promise<void> | null = null;
+  #cancelled = false;
+
+  constructor(options: {
+    readonly qmp: QmpClient; readonly disks: readonly Disk[]; readonly log: Logger;
+  }) {
+    this.#qmp = options.qmp;
+    this.#disks = options.disks;
+    this.#log = options.log;
+    for (const { name, sizeBytes } of options.disks) {
+      this.#done.set(name, { done: 0, total: sizeBytes });
+    }
+  }
+
+  start(sockets: readonly string[]): Promise<void> {
+    this.#started ??= this.#start(sockets);
+    return this.#started;
+  }
+
+  async #start(sockets: readonly string[]): Promise<void> {
+    if (this.#disks.length === 0) return;
+    // Before 8.2 a running job can't become write-blocking, so it has to be from the start.
+    const mode = canChangeMirrorMode(this.#qmp) ? 'background' as const : 'write-blocking' as const;
+    for (const [index, { name }] of this.#disks.entries()) {
+      const socketPath = sockets[index];
+      if (socketPath === undefined) throw new CodedError('internal', `no socket for disk ${name}`);
+      await startMirror(this.#qmp, {
+        disk: name, socketPath, mode, bandwidthBytesPerSecond: this.#bytesPerSecond,
+      });
+    }
+    this.#mode = mode;
+  }
+
+  async synchronised(): Promise<void> {
+    await Promise.all(this.#disks.map((disk) => this.#untilReady(disk)));
+  }
+
+  async #untilReady({ name }: Disk): Promise<void> {
+    let pace = freshPace(performance.now());
+    while (!this.#cancelled) {
+      const look = await mirrorProgress(this.#qmp, name);
+      if (look === null || look.failed) {
+        throw new CodedError('disk/mirror', `${name}: the copy ended before it was in sync`);
+      }
+      this.#done.set(name, { done: look.bytesDone, total: look.bytesTotal });
+      if (look.ready) return;
+      const judged = judgePace(pace, {
+        bytesLeft: look.bytesTotal - look.bytesDone, nowMs: performance.now(),
+      });
+      pace = judged.pace;
+      if (judged.outrun) await this.#block(name);
+      await new Promise((resolve) => { setTimeout(resolve, lookEveryMs); });
+    }
+  }
+
+  async #block(name: string): Promise<void> {
+    if (this.#mode === 'write-blocking' || !canChangeMirrorMode(this.#qmp)) return;
+    this.#mode = 'write-blocking';
+    this.#log.warn({ disk: name }, 'the guest writes faster than the link: mirror is write-blocking');
+    await askWriteBlocking(this.#qmp, name);
+  }
+
+  async setBandwidth(bytesPerSecond: number): Promise<void> {
+    this.#bytesPerSecond = bytesPerSecond;
+    if (this.#mode === 'none') return;
+    for (const { name } of this.#disks) {
+      await setMirrorSpeed(this.#qmp, { disk: name, bandwidthBytesPerSecond: bytesPerSecond });
+    }
+  }
+
+  async tighten(): Promise<void> {
+    if (this.#disks.length === 0) return;
+    await this.setBandwidth(0);
+    for (const { name } of this.#disks) {
+      await switchToWriteBlocking(this.#qmp, { disk: name, timeoutMs: tightenTimeoutMs });
+    }
+    this.#mode = 'write-blocking';
+  }
+
+  async drained(): Promise<void> {
+    await Promise.all(this.#disks.map(async ({ name }) => {
+      await waitMirrorDrained(this.#qmp, { disk: name, timeoutMs: drainTimeoutMs });
+      const state = this.#done.get(name);
+      if (state !== undefined) this.#done.set(name, { done: state.total, total: state.total });
+    }));
+  }
+
+  async cut(): Promise<void> {
+    if (this.#mode === 'none') return;
+    for (const { name } of this.#disks) await cutMirror(this.#qmp, name);
+  }
+
+  async cancel(): Promise<void> {
+    this.#cancelled = true;
+    await this.#started?.catch(() => undefined);
+    if (this.#mode === 'none') return;
+    for (const { name } of this.#disks) await cancelMirror(this.#qmp, name);
+  }
+
+  progress(): MirrorProgress {
+    let bytesDone = 0;
+    let bytesTotal = 0;
+    for (const { done, total } of this.#done.values()) {
+      bytesDone += done;
+      bytesTotal += total;
+    }
+    return { bytesDone, bytesTotal, mode: this.#mode };
+  }
+}

@@ -1,0 +1,112 @@
+import { once } from 'node:events';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { connect as connectPlain } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { pino } from 'pino';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { hostName, migrationId, requestId, vmName } from '../../../contracts/identity.ts';
+import { createAuthority, issueCertificate } from '../../../payloads/certificates.ts';
+import {
+  createRevocationList, openRevocationList, revokeCertificates,
+} from '../../../payloads/revocation.ts';
+import { openPeerLink, servePeerLinks, type PeerLink, type PeerTls } from './peer-link.ts';
+import type { PeerMessage } from './peer-messages.ts';
+
+const log = pino({ level: 'silent' });
+const migration = migrationId(vmName('web'), requestId('r1'));
+const hello = { version: 1, kind: 'hello', migration, epoch: 1 } as const;
+let dir = '';
+let server: Awaited<ReturnType<typeof servePeerLinks>>;
+const links: PeerLink[] = [];
+
+async function tlsOf(role: 'host' | 'operator', name: string): Promise<PeerTls> {
+  const material = await issueCertificate({
+    dir, identity: { role, name }, addresses: ['127.0.0.1'], nowMs: Date.now(),
+    outDir: join(dir, `${role}-${name}`),
+  });
+  const revoked = openRevocationList({
+    path: join(dir, 'revoked.json'), caPath: material.caPath,
+  });
+  return { material, revoked };
+}
+
+const target = (host = 'h2') => ({
+  address: '127.0.0.1', port: server.port, host: hostName(host),
+});
+
+beforeAll(async () => {
+  dir = await mkdtemp(join(tmpdir(), 'novacron-peer-'));
+  await createAuthority({ dir, nowMs: Date.now() });
+  await createRevocationList({ dir, nowMs: Date.now() });
+  server = await servePeerLinks({
+    address: '127.0.0.1', port: 0, tls: await tlsOf('host', 'h2'), log,
+    greet: (words, from) => {
+      if (from !== 'h1' && from !== 'h3') return `${from} is not the source`;
+      if (words.migration !== migration) return 'no such move';
+      return (link) => {
+        links.push(link);
+        link.send({ version: 1, kind: 'gave-up', code: 'disk/full', detail: 'said at once' });
+      };
+    },
+  });
+});
+
+afterAll(async () => {
+  await server.close();
+  await rm(dir, { recursive: true, force: true });
+});
+
+describe('the peer link', () => {
+  test('welcomes the named source, compares clocks, loses no early message', async () => {
+    const link = await openPeerLink(target(), await tlsOf('host', 'h1'), hello);
+    const { offsetMs, errorMs } = await link.compareClocks();
+    expect(Math.abs(offsetMs)).toBeLessThanOrEqual(errorMs + 1);
+    const first = Promise.withResolvers<PeerMessage>();
+    link.listen(first.resolve);
+    expect(await first.promise).toMatchObject({ kind: 'gave-up', detail: 'said at once' });
+    link.close();
+    await links.at(-1)?.gone;
+  });
+
+  test.each([
+    ['another host than expected', 'h9', 'h1', 'ownership/role'],
+    ['a host that is not the source', 'h2', 'h8', 'link/refused'],
+  ])('refuses %s', async (_what, expected, own, code) => {
+    const opening = openPeerLink(target(expected), await tlsOf('host', own), hello);
+    await expect(opening).rejects.toMatchObject({ code });
+  });
+
+  test('refuses a certificate of another role', async () => {
+    const opening = openPeerLink(target(), await tlsOf('operator', 'ann'), hello);
+    await expect(opening).rejects.toMatchObject({ code: 'link/refused' });
+  });
+
+  test('refuses a revoked source, and ends its open link', async () => {
+    const tls = await tlsOf('host', 'h3');
+    const link = await openPeerLink(target(), tls, hello);
+    await revokeCertificates({
+      dir, of: { identity: 'host/h3' }, reason: 'stolen', nowMs: Date.now(),
+    });
+    expect(await link.gone).toBeInstanceOf(Error);
+    // The server's alert or its close comes first: both say no.
+    await expect(openPeerLink(target(), tls, hello)).rejects.toMatchObject({
+      code: expect.stringMatching(/^(link\/refused|certificate\/revoked)$/) as string,
+    });
+  });
+
+  test('plain text and garbage are dropped, others are served on', async () => {
+    const socket = connectPlain(server.port, '127.0.0.1');
+    socket.on('error', () => undefined);
+    socket.write('GET / HTTP/1.1\r\n\r\n'.repeat(100));
+    await once(socket, 'close');
+    const link = await openPeerLink(target(), await tlsOf('host', 'h1'), hello);
+    link.close();
+  });
+
+  test('a message out of the protocol ends the link', async () => {
+    const link = await openPeerLink(target(), await tlsOf('host', 'h1'), hello);
+    link.send({ version: 1, kind: 'nonsense' } as unknown as PeerMessage);
+    expect(await link.gone).toBeInstanceOf(Error);
+  });
+});

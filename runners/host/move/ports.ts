@@ -1,0 +1,144 @@
+/**
+ * What the two halves of a move need of the world: the VMM, its disks, the gates, the ledger, the
+ * clock. The host runner hands in the real ones, tests hand in fakes; the order of the hand-over
+ * in source-move.ts and target-move.ts knows nothing else.
+ */
+import type { Logger } from 'pino';
+import type { HostName, Incarnation, MigrationId, VmName } from '../../../contracts/identity.ts';
+import type { MigrationPolicy } from '../../../contracts/migration.ts';
+import type { Ledger, TransferRecord } from '../../../contracts/ownership.ts';
+import type { SourceSession } from '../../data-plane/sessions.ts';
+import type { UnsignedTransferRecord } from '../../group/ownership/signing.ts';
+import type { PeerMessage } from './peer-messages.ts';
+
+/** A moment that QEMU stamped, on this host's wall clock, ms since the epoch. */
+export interface Stamped {
+  readonly eventMs: number;
+}
+
+/** The VMM that runs the VM at the source. */
+export interface SourceVmm {
+  /** Stops all vCPUs and drains disk I/O; resolves when the command has returned. */
+  stop(): Promise<Stamped>;
+  /** QEMU's stream without guest RAM into a unix socket; resolves when QEMU calls it completed. */
+  sendDeviceState(socketPath: string): Promise<void>;
+  /** cont, also after the device state has left. Resolves with the RESUME event. */
+  resume(): Promise<Stamped>;
+  /** Writes the epoch under which the image runs from now on; durable when it resolves. */
+  stamp(epoch: number): Promise<void>;
+  readonly incarnation: Incarnation;
+  /** Resolves when the VMM process ended or the guest shut itself down, with what happened. */
+  readonly ended: Promise<string>;
+}
+
+/** Progress of one move's disks, summed over all mirrors. */
+export interface MirrorProgress {
+  readonly bytesTotal: number;
+  readonly bytesDone: number;
+  readonly mode: 'none' | 'background' | 'write-blocking';
+}
+
+/** The mirrors of one move at the source. */
+export interface SourceDisks {
+  /** Starts a mirror a disk into its socket; repeats join. */
+  start(sockets: readonly string[]): Promise<void>;
+  /** Every mirror is in sync and follows the guest's writes. */
+  synchronised(): Promise<void>;
+  setBandwidth(bytesPerSecond: number): Promise<void>;
+  /** Just before STOP: guest writes go to the target at once, so that little is left to drain. */
+  tighten(): Promise<void>;
+  /** After STOP: nothing dirty, nothing in flight. The jobs stay, so that an abort loses nothing. */
+  drained(): Promise<void>;
+  /** Cuts the way to a target that does not answer: the guest's writes must not hang on it. */
+  cut(): Promise<void>;
+  /** Gives mirrors up; the VM goes on with its own disks. Idempotent. */
+  cancel(): Promise<void>;
+  progress(): MirrorProgress;
+}
+
+/** The incoming VMM at the target. */
+export interface TargetVmm {
+  /** Device state is loaded, the disks' images are this VMM's. */
+  loaded(): Promise<void>;
+  /** The writable exports for the mirrors are gone; called after the last flush. */
+  closeExports(): Promise<void>;
+  resume(): Promise<Stamped>;
+  /** Tells the segment where the VM is now. */
+  announce(): Promise<void>;
+  stamp(epoch: number): Promise<void>;
+  /** Kills and reaps it; true when it is certain that no RESUME was seen. */
+  kill(): Promise<boolean>;
+  readonly incarnation: Incarnation;
+  readonly ended: Promise<string>;
+}
+
+/** The epoch gate and the NIC gate of one VM on this host. */
+export interface VmGates {
+  /** Durable when it resolves; no write of a lower epoch is in flight any more. */
+  raise(epoch: number): Promise<void>;
+  openNics(): Promise<void>;
+  closeNics(): Promise<void>;
+}
+
+/** The conversation of the two runners about one move; PeerLink is the real one. */
+export interface PeerConversation {
+  /** Resolves once, with the reason, when nothing more will come or go. */
+  readonly gone: Promise<Error>;
+  send(message: PeerMessage): void;
+  /** Hands over what arrived so far and everything later. One listener at a time. */
+  listen(listener: (message: PeerMessage) => void): void;
+  /** Peer's clock minus ours, ms, with its error. */
+  compareClocks(): Promise<{ readonly offsetMs: number; readonly errorMs: number }>;
+  close(): void;
+}
+
+/** Kept beside the VM so that a restarted runner knows how far this host's half was. */
+export interface MoveNote {
+  readonly version: 1;
+  readonly migration: MigrationId;
+  readonly side: 'source' | 'target';
+  readonly epoch: number;
+  readonly peer: HostName;
+  /**
+   * `open`: a target is prepared; should the ledger have committed this very migration, everything
+   * had arrived, for that is what Ready attests. The source's stages follow its hand-over.
+   */
+  readonly stage: 'open' | 'quiescing' | 'handed-over';
+}
+
+/** Shared by both halves. */
+export interface MoveWorld {
+  readonly host: HostName;
+  readonly ledger: Ledger;
+  sign(record: UnsignedTransferRecord): TransferRecord;
+  signDeclined(statement: {
+    readonly vm: VmName;
+    readonly migration: MigrationId;
+    readonly epoch: number;
+    readonly incarnation: Incarnation;
+  }): string;
+  /** Durable when it resolves. */
+  note(vm: VmName, note: MoveNote | null): Promise<void>;
+  /** Wall clock with fractions, ms. */
+  nowMs(): number;
+  sleep(ms: number): Promise<void>;
+}
+
+/** Everything that the source's half of one move is made of. */
+export interface SourceMoveOptions {
+  readonly migration: MigrationId;
+  readonly vm: VmName;
+  readonly target: HostName;
+  readonly epoch: number;
+  readonly policy: MigrationPolicy;
+  readonly world: MoveWorld;
+  readonly vmm: SourceVmm;
+  readonly disks: SourceDisks;
+  readonly gates: VmGates;
+  readonly session: SourceSession;
+  readonly openLink: () => Promise<PeerConversation>;
+  /** Sockets that the session listens on: device state, and one a disk. */
+  readonly deviceStateSocket: string;
+  readonly diskSockets: readonly string[];
+  readonly log: Logger;
+}

@@ -1,0 +1,390 @@
+/**
+ * The source's half of one move: connects, follows disks and memory, stops the VM and hands it
+ * over, or takes it back when the ledger says so. It decides the order; convergence is the
+ * engine's, ownership the ledger's, and what to do while the VM stands is source-decision.ts.
+ */
+import { CodedError, failureReport, type FailureReport } from '../../../contracts/failures.ts';
+import { timing } from '../../../contracts/limits.ts';
+import type {
+  SessionCommand, SessionOutcome, SessionProgress,
+} from '../../../contracts/migration.ts';
+import type { TransferRecord } from '../../../contracts/ownership.ts';
+import type { ConvergenceDecision } from '../../data-plane/sessions.ts';
+import { transferFigures } from './figures.ts';
+import { proposeUntilAnswered, readEntry } from './ledger-steps.ts';
+import type { PeerMessage } from './peer-messages.ts';
+import type { PeerConversation, SourceMoveOptions } from './ports.ts';
+import { sessionProgress } from './progress.ts';
+import { applyCommand } from './session-command.ts';
+import { nextSourceStep } from './source-decision.ts';
+
+/** How often the ledger is asked while the VM stands and nothing is heard, ms. */
+const lookEveryMs = 50;
+/** A stop takes a few ms; after this long a mirror hangs on its link, ms. */
+const stopPatienceMs = 500;
+
+type RunningMessage = Extract<PeerMessage, { kind: 'running' }>;
+type Phase = SessionProgress['phase'];
+
+/** One try to move a VM away. Methods may be called again and again; they join what runs. */
+export class SourceMove {
+  readonly #options: SourceMoveOptions;
+  readonly #cancelled = Promise.withResolvers<string>();
+  readonly #ended = Promise.withResolvers<string>();
+  #phase: Phase = 'connecting';
+  #link: PeerConversation | null = null;
+  #clock = { offsetMs: 0, errorMs: Infinity };
+  #connecting: Promise<void> | null = null;
+  #syncing: Promise<void> | null = null;
+  #running: Promise<SessionOutcome> | null = null;
+  #paused = false;
+  #targetRuns: RunningMessage | null = null;
+  #targetFailure: FailureReport | null = null;
+  #wake = Promise.withResolvers<void>();
+  #startedAtMs: number;
+  #attendedAtMs: number;
+
+  constructor(options: SourceMoveOptions) {
+    this.#options = options;
+    this.#startedAtMs = options.world.nowMs();
+    this.#attendedAtMs = this.#startedAtMs;
+    void options.vmm.ended.then(this.#ended.resolve);
+  }
+
+  get phase(): Phase {
+    return this.#phase;
+  }
+  get attendedAtMs(): number {
+    return this.#attendedAtMs;
+  }
+  attend(): void {
+    this.#attendedAtMs = this.#options.world.nowMs();
+  }
+
+  progress(): SessionProgress {
+    return sessionProgress({
+      phase: this.#phase,
+      paused: this.#paused,
+      memory: this.#options.session.snapshot(),
+      disks: this.#options.disks.progress(),
+    });
+  }
+
+  /** Link, lanes, disks in sync. Failures: link/*, disk/mirror, migration/cancelled. */
+  async syncDisks(): Promise<void> {
+    this.#syncing ??= this.#syncDisks();
+    await this.#untilCancelled(this.#syncing);
+  }
+
+  /** Everything from round 0 on; see HostOperations.copyMemoryAndSwitchOver. */
+  run(): Promise<SessionOutcome> {
+    this.#running ??= this.#run();
+    return this.#running;
+  }
+
+  /** Failures: migration/past-return, input/invalid. */
+  async command(command: SessionCommand): Promise<void> {
+    const { session, disks } = this.#options;
+    if (this.#phase === 'switchover' || this.#phase === 'post-copy' || this.#phase === 'ended') {
+      if (command.kind !== 'set-bandwidth' || this.#phase !== 'post-copy') {
+        throw new CodedError('migration/past-return', `${command.kind}: the VM is being handed over`);
+      }
+    }
+    if (command.kind === 'cancel') this.#cancelled.resolve(command.by);
+    if (command.kind === 'pause' || command.kind === 'resume') {
+      this.#paused = command.kind === 'pause';
+    }
+    await applyCommand(command, { session, disks });
+  }
+
+  /** Ends the try from outside while the VM still runs; later the ledger decides, not we. */
+  async abort(by: string): Promise<void> {
+    this.#cancelled.resolve(by);
+    if (this.#running !== null) await this.#running;
+    else await this.#undo();
+  }
+
+  async close(): Promise<void> {
+    this.#phase = 'ended';
+    this.#link?.close();
+    await this.#options.session.close();
+  }
+
+  async #untilCancelled<T>(work: Promise<T>): Promise<T> {
+    const by = this.#cancelled.promise.then((who): never => {
+      throw new CodedError('migration/cancelled', `by ${who}`);
+    });
+    const gone = this.#ended.promise.then((how): never => {
+      throw new CodedError('vm/stopped-itself', how);
+    });
+    return Promise.race([work, by, gone]);
+  }
+
+  async #connect(): Promise<void> {
+    const { openLink, session } = this.#options;
+    const link = await openLink();
+    link.listen((message) => this.#receive(message));
+    void link.gone.then((reason) => {
+      this.#options.log.warn({ reason: reason.message }, 'peer link is gone');
+      if (this.#link === link) this.#link = null;
+      this.#cutDisks();
+      this.#rouse();
+    });
+    this.#link = link;
+    const [clock] = await Promise.all([link.compareClocks(), session.connect()]);
+    this.#clock = clock;
+  }
+
+  #cutDisks(): void {
+    this.#options.disks.cut().catch((error: unknown) => {
+      this.#options.log.error({ error: String(error) }, 'the mirrors could not be cut');
+    });
+  }
+
+  async #syncDisks(): Promise<void> {
+    this.#connecting ??= this.#connect();
+    await this.#connecting;
+    this.#phase = 'disk';
+    const { disks, diskSockets, policy } = this.#options;
+    await disks.start(diskSockets);
+    if (policy.bandwidthBytesPerSecond > 0) await disks.setBandwidth(policy.bandwidthBytesPerSecond);
+    await disks.synchronised();
+  }
+
+  #receive(message: PeerMessage): void {
+    if (message.kind === 'running') this.#targetRuns = message;
+    if (message.kind === 'gave-up') {
+      this.#targetFailure = failureReport(message.code, message.detail);
+    }
+    this.#rouse();
+  }
+
+  #rouse(): void {
+    this.#wake.resolve();
+    this.#wake = Promise.withResolvers<void>();
+  }
+
+  async #run(): Promise<SessionOutcome> {
+    const { log } = this.#options;
+    let decision: ConvergenceDecision;
+    try {
+      await this.syncDisks();
+      this.#phase = 'memory';
+      log.info({ phase: 'memory' }, 'copying memory');
+      this.#options.session.startPreCopy();
+      decision = await this.#untilCancelled(
+        Promise.race([this.#options.session.waitConverged(), this.#targetLost()]),
+      );
+      if (decision.decision === 'give-up') {
+        const code = decision.cause === 'deadline'
+          ? 'migration/deadline' as const : 'migration/not-converging' as const;
+        throw new CodedError(code, decision.reason);
+      }
+      await this.#untilCancelled(this.#options.disks.tighten());
+    } catch (error) {
+      return this.#giveUpRunning(error);
+    }
+    this.#phase = 'switchover';
+    log.info({ phase: 'switchover', reason: decision.reason }, 'handing over');
+    return this.#handOver(decision);
+  }
+
+  /** Rejects when the target says that it can't go on while the VM still runs here. */
+  async #targetLost(): Promise<never> {
+    for (;;) {
+      if (this.#targetFailure !== null) {
+        throw new CodedError(this.#targetFailure.code, this.#targetFailure.detail);
+      }
+      await this.#wake.promise;
+    }
+  }
+
+  /** The VM never stopped: nothing to ask the ledger, the workflow aborts the migration there. */
+  async #giveUpRunning(error: unknown): Promise<SessionOutcome> {
+    await this.#undo();
+    const coded = error instanceof CodedError ? error : new CodedError('internal', String(error), error);
+    if (coded.code === 'migration/cancelled') {
+      return { kind: 'cancelled', by: coded.detail.replace(/^by /, '') };
+    }
+    this.#options.log.warn({ code: coded.code, detail: coded.detail }, 'the move is given up');
+    return {
+      kind: 'failed',
+      failure: failureReport(coded.code, coded.detail),
+      resumed: coded.code !== 'vm/stopped-itself' && coded.code !== 'vmm/gone',
+    };
+  }
+
+  async #undo(): Promise<void> {
+    const { session, disks, log } = this.#options;
+    const ends = await Promise.allSettled([session.abort(), disks.cancel()]);
+    for (const end of ends) {
+      if (end.status === 'rejected') log.error({ error: String(end.reason) }, 'undoing failed');
+    }
+    await this.close();
+  }
+
+  async #handOver(decision: ConvergenceDecision): Promise<SessionOutcome> {
+    const { world, vmm, vm, migration, epoch, target, log } = this.#options;
+    await world.note(vm, {
+      version: 1, migration, side: 'source', epoch, peer: target, stage: 'quiescing',
+    });
+    // STOP waits for the guest's writes, and those for a target that may have gone silent.
+    const patience = setTimeout(() => this.#cutDisks(), stopPatienceMs);
+    const stop = await vmm.stop().finally(() => clearTimeout(patience));
+    const stoppedMs = world.nowMs();
+    let record: TransferRecord | null = null;
+    try {
+      record = await this.#sendLast(decision);
+    } catch (error) {
+      const coded = error instanceof CodedError ? error : new CodedError('internal', String(error));
+      log.warn({ code: coded.code, detail: coded.detail }, 'the last pass failed');
+      this.#targetFailure ??= failureReport(coded.code, coded.detail);
+    }
+    const end = await this.#awaitDecision(stoppedMs);
+    if (end === 'handed-over' && record !== null) {
+      return this.#handedOver({ decision, record, stopEventMs: stop.eventMs, stoppedMs });
+    }
+    return this.#takenBack(end === 'handed-over' ? 'the record was lost' : end);
+  }
+
+  /** Memory, device state and disks at the same time, then Quiesced with what they came to. */
+  async #sendLast(decision: ConvergenceDecision): Promise<TransferRecord> {
+    const { world, vmm, vm, migration, epoch, session, disks, deviceStateSocket } = this.#options;
+    const mode = decision.decision === 'post-copy' ? 'post-copy' as const : 'pre-copy' as const;
+    const memory = session.finishMemory({ mode });
+    const drained = disks.drained().then(() => {
+      this.#link?.send({ version: 1, kind: 'disks-drained' });
+    });
+    const device = drained.then(() => vmm.sendDeviceState(deviceStateSocket));
+    device.catch(() => undefined);
+    const [finished] = await Promise.all([memory, drained]);
+    const record = world.sign({
+      version: 1, migration, epoch,
+      digest: finished.digest,
+      missingDigest: finished.missingPageCount === 0 ? '' : finished.missingDigest,
+      missingPageCount: finished.missingPageCount,
+      ioSequence: session.snapshot().ioSequence,
+    });
+    const verdict = await proposeUntilAnswered(world, [
+      { kind: 'quiesced', vm, migration, epoch, record },
+    ]);
+    if (!verdict.accepted) throw new CodedError('ownership/refused', verdict.reason);
+    this.#link?.send({ version: 1, kind: 'quiesced', record });
+    await device;
+    return record;
+  }
+
+  /** Follows the ledger until it says where the VM runs; answers the epoch to resume under. */
+  async #awaitDecision(
+    stoppedMs: number,
+  ): Promise<'handed-over' | { readonly epoch: number } | { readonly lost: string }> {
+    const { world, vm, migration, epoch } = this.#options;
+    for (;;) {
+      const wake = this.#wake.promise;
+      const step = nextSourceStep({
+        host: world.host, migration, epoch,
+        entry: await readEntry(world, vm),
+        targetGaveUp: this.#targetFailure !== null || this.#link === null,
+        blackoutMs: world.nowMs() - stoppedMs,
+        selfDecisionMs: timing.blackoutSelfDecisionMs,
+      });
+      switch (step.kind) {
+        case 'handed-over':
+          return step.kind;
+        case 'resume':
+          return { epoch: step.epoch };
+        case 'lost':
+          return { lost: step.reason };
+        case 'propose-abort':
+        case 'propose-revert':
+          await this.#propose(step.kind === 'propose-abort' ? 'abort' : 'revert');
+          break;
+        case 'wait':
+          break;
+      }
+      await Promise.race([wake, world.sleep(lookEveryMs)]);
+    }
+  }
+
+  async #propose(kind: 'abort' | 'revert'): Promise<void> {
+    const { world, vm, migration, epoch, log } = this.#options;
+    const reason = this.#targetFailure === null
+      ? 'the target did not get ready in time'
+      : `${this.#targetFailure.code}: ${this.#targetFailure.detail}`.slice(0, 500);
+    const verdict = await proposeUntilAnswered(world, [
+      { kind, vm, migration, epoch: kind === 'abort' ? epoch : epoch + 1, reason },
+    ]);
+    log.info({ kind, accepted: verdict.accepted }, 'asked the ledger to take the VM back');
+  }
+
+  async #takenBack(
+    end: { readonly epoch: number } | { readonly lost: string } | string,
+  ): Promise<SessionOutcome> {
+    const { world, vm, vmm, gates, log } = this.#options;
+    const failure = this.#targetFailure
+      ?? failureReport('migration/deadline', 'the target did not get ready in time');
+    if (typeof end === 'string' || 'lost' in end) {
+      const detail = typeof end === 'string' ? end : end.lost;
+      log.error({ detail }, 'the image is kept, the ledger does not give it back');
+      await this.close();
+      return { kind: 'failed', failure: failureReport('ownership/refused', detail), resumed: false };
+    }
+    const verdict = await proposeUntilAnswered(world, [{
+      kind: 'started', vm, epoch: end.epoch, incarnation: vmm.incarnation,
+      imageStamp: this.#options.epoch,
+    }]);
+    if (!verdict.accepted) return this.#takenBack(verdict.reason);
+    await gates.raise(end.epoch);
+    await vmm.stamp(end.epoch);
+    await vmm.resume();
+    await world.note(vm, null);
+    await this.#undo();
+    log.info({ epoch: end.epoch }, 'the VM goes on here');
+    return { kind: 'failed', failure, resumed: true };
+  }
+
+  async #handedOver(facts: {
+    readonly decision: ConvergenceDecision;
+    readonly record: TransferRecord;
+    readonly stopEventMs: number;
+    readonly stoppedMs: number;
+  }): Promise<SessionOutcome> {
+    const { world, vm, migration, epoch, target, gates, session, log } = this.#options;
+    await gates.closeNics();
+    await world.note(vm, {
+      version: 1, migration, side: 'source', epoch, peer: target, stage: 'handed-over',
+    });
+    const message = await this.#runningMessage();
+    const figures = transferFigures({
+      nowMs: world.nowMs(),
+      startedAtMs: this.#startedAtMs,
+      clockOffsetMs: this.#clock.offsetMs,
+      stopEventMs: facts.stopEventMs,
+      stoppedMs: facts.stoppedMs,
+      targetMarks: message?.marks ?? null,
+      snapshot: session.snapshot(),
+      convergence: facts.decision.reason,
+    });
+    const missing = facts.record.missingPageCount;
+    this.#phase = missing > 0 ? 'post-copy' : 'ended';
+    if (missing > 0) {
+      void session.servePostCopy().then(
+        () => { this.#phase = 'ended'; },
+        (error: unknown) => log.error({ error: String(error) }, 'post-copy failed'),
+      );
+    }
+    const entry = await readEntry(world, vm);
+    const targetIncarnation = message?.incarnation ?? entry?.startedBy ?? null;
+    if (targetIncarnation === null) throw new CodedError('internal', 'a start without incarnation');
+    return { kind: 'handed-over', figures, record: facts.record, targetIncarnation };
+  }
+
+  /** The target's marks follow its start; without a link the downtime is what the source saw. */
+  async #runningMessage(): Promise<RunningMessage | null> {
+    const until = this.#options.world.nowMs() + 1000;
+    while (this.#targetRuns === null && this.#link !== null && this.#options.world.nowMs() < until) {
+      await Promise.race([this.#wake.promise, this.#options.world.sleep(lookEveryMs)]);
+    }
+    return this.#targetRuns;
+  }
+}

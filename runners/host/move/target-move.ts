@@ -1,0 +1,263 @@
+/**
+ * The target's half of one move: from the prepared, paused VMM to the running VM. It decides the
+ * order of the take-over (docs/ownership.md, host rule 2) and what is undone when a step fails;
+ * bytes are moved by the data plane, QEMU is driven through ports.ts.
+ */
+import type { Logger } from 'pino';
+import { CodedError, type FailureCode } from '../../../contracts/failures.ts';
+import type { HostName, MigrationId, VmName } from '../../../contracts/identity.ts';
+import type { TransferRecord, VmEntry } from '../../../contracts/ownership.ts';
+import type { MemoryRecord, TargetSession } from '../../data-plane/sessions.ts';
+import { proposeUntilAnswered, readEntry } from './ledger-steps.ts';
+import type { PeerMessage, TargetMarks } from './peer-messages.ts';
+import type { MoveWorld, PeerConversation, TargetVmm, VmGates } from './ports.ts';
+
+export interface TargetMoveOptions {
+  readonly migration: MigrationId;
+  readonly vm: VmName;
+  readonly source: HostName;
+  /** Epoch of the source; Commit makes it one higher. */
+  readonly epoch: number;
+  readonly world: MoveWorld;
+  readonly vmm: TargetVmm;
+  readonly gates: VmGates;
+  readonly session: TargetSession;
+  readonly log: Logger;
+}
+
+/** How the take-over ended. */
+export type TakeOver =
+  | { readonly kind: 'running'; readonly digest: string; readonly epoch: number }
+  | { readonly kind: 'gave-up'; readonly code: FailureCode; readonly detail: string };
+
+/** Marks that were not reached stand at this; they never leave the file. */
+const unmarked = 0;
+
+/** One try to take a VM over. Made by prepareTarget, ended by its outcome or by discard(). */
+export class TargetMove {
+  readonly #options: TargetMoveOptions;
+  readonly #outcome = Promise.withResolvers<TakeOver>();
+  readonly #quiesced = Promise.withResolvers<TransferRecord>();
+  readonly #disksDrained = Promise.withResolvers<void>();
+  readonly #givenUp = Promise.withResolvers<never>();
+  #link: PeerConversation | null = null;
+  #marks: TargetMarks = {
+    memoryInMs: unmarked, deviceInMs: unmarked, flushedMs: unmarked, committedMs: unmarked,
+    gateRaisedMs: unmarked, startedMs: unmarked, resumeEventMs: unmarked,
+  };
+  #stage: 'waiting' | 'taking-over' | 'ready' | 'committed' | 'running' | 'ended' = 'waiting';
+  #digest = '';
+
+  constructor(options: TargetMoveOptions) {
+    this.#options = options;
+    this.#givenUp.promise.catch(() => undefined);
+    void options.vmm.ended.then((how) => {
+      this.#givenUp.reject(new CodedError('vmm/gone', `the incoming VMM ended: ${how}`));
+    });
+    void this.#takeOver();
+  }
+
+  get outcome(): Promise<TakeOver> {
+    return this.#outcome.promise;
+  }
+  get stage(): string {
+    return this.#stage;
+  }
+  get session(): TargetSession {
+    return this.#options.session;
+  }
+
+  /** The source's runner opened its link, possibly again after a cut. */
+  attach(link: PeerConversation): void {
+    this.#link?.close();
+    this.#link = link;
+    link.listen((message) => this.#receive(message));
+  }
+
+  /**
+   * Gives the try up from outside (workflow's compensation, the sweep). Without effect once Ready
+   * is on its way to the ledger: from then on only the ledger decides.
+   */
+  discard(reason: string): void {
+    if (this.#stage !== 'waiting' && this.#stage !== 'taking-over') return;
+    this.#givenUp.reject(new CodedError('migration/cancelled', reason));
+  }
+
+  /** Lets go of link and session once nothing of the source is needed any more. */
+  async close(): Promise<void> {
+    this.#link?.close();
+    await this.#options.session.close();
+  }
+
+  #receive(message: PeerMessage): void {
+    if (message.kind === 'quiesced') this.#quiesced.resolve(message.record);
+    if (message.kind === 'disks-drained') this.#disksDrained.resolve();
+  }
+
+  async #takeOver(): Promise<void> {
+    const { log } = this.#options;
+    try {
+      const { memory, quiesced } = await Promise.race([this.#allIn(), this.#givenUp.promise]);
+      this.#requireEqual(memory, quiesced);
+      await this.#commit(quiesced);
+      await this.#start(memory);
+    } catch (error) {
+      await this.#giveUp(error);
+      return;
+    }
+    this.#stage = 'running';
+    await this.#openNetwork();
+    const epoch = this.#options.epoch + 1;
+    this.#link?.send({
+      version: 1, kind: 'running', marks: this.#marks, epoch,
+      incarnation: this.#options.vmm.incarnation,
+    });
+    log.info({ epoch }, 'the VM runs here');
+    await this.#awaitWhole(epoch);
+  }
+
+  /** Rule 2 up to Ready: memory, device state, disks flushed; each marked when it is in. */
+  async #allIn(): Promise<{ memory: MemoryRecord; quiesced: TransferRecord }> {
+    const { session, vmm, world } = this.#options;
+    const memory = session.waitMemoryIn().then((record) => {
+      this.#stage = 'taking-over';
+      this.#marks.memoryInMs = world.nowMs();
+      return record;
+    });
+    const device = vmm.loaded().then(() => {
+      this.#marks.deviceInMs = world.nowMs();
+    });
+    const flushed = this.#disksDrained.promise.then(async () => {
+      await session.flushDisks();
+      // Not beside the load: QEMU fails it when a disk changes hands meanwhile.
+      await device;
+      await vmm.closeExports();
+      this.#marks.flushedMs = world.nowMs();
+    });
+    const [record, quiesced] = await Promise.all([
+      memory, this.#quiesced.promise, device, flushed,
+    ]);
+    const { ioSequence } = session.snapshot();
+    const missingDigest = record.missingPageCount === 0 ? '' : record.missingDigest;
+    return { memory: { ...record, missingDigest, ioSequence }, quiesced };
+  }
+
+  #requireEqual(memory: MemoryRecord, quiesced: TransferRecord): void {
+    const equal = memory.digest === quiesced.digest
+      && memory.missingDigest === quiesced.missingDigest
+      && memory.missingPageCount === quiesced.missingPageCount
+      && memory.ioSequence.length === quiesced.ioSequence.length
+      && memory.ioSequence.every((count, disk) => count === quiesced.ioSequence[disk]);
+    if (equal) return;
+    throw new CodedError(
+      'migration/digest',
+      `target has digest ${memory.digest}, ${memory.missingPageCount} missing, disk writes`
+        + ` ${memory.ioSequence.join('/')}; source ${quiesced.digest},`
+        + ` ${quiesced.missingPageCount}, ${quiesced.ioSequence.join('/')}`,
+    );
+  }
+
+  /** Ready and Commit in one request; resolves only when the ledger says that this host owns. */
+  async #commit(quiesced: TransferRecord): Promise<void> {
+    const { world, vm, migration, epoch } = this.#options;
+    this.#stage = 'ready';
+    const { signature: _theirs, ...fields } = quiesced;
+    const record = world.sign(fields);
+    const verdict = await Promise.race([
+      proposeUntilAnswered(world, [
+        { kind: 'ready', vm, migration, epoch, record },
+        { kind: 'commit', vm, migration, epoch },
+      ]),
+      this.#givenUp.promise,
+    ]);
+    const entry = verdict.accepted ? verdict.entry : await this.#readAfter(verdict.reason);
+    if (entry === null || !this.#isOurs(entry)) {
+      throw new CodedError('ownership/refused', verdict.accepted ? 'not ours' : verdict.reason);
+    }
+    this.#stage = 'committed';
+    this.#marks.committedMs = world.nowMs();
+  }
+
+  async #readAfter(reason: string): Promise<VmEntry | null> {
+    this.#options.log.warn({ reason }, 'ledger refused');
+    return readEntry(this.#options.world, this.#options.vm);
+  }
+
+  #isOurs(entry: VmEntry): boolean {
+    const { world, migration, epoch } = this.#options;
+    return entry.owner === world.host && entry.migration === migration
+      && entry.epoch === epoch + 1 && entry.phase === 'unsettled';
+  }
+
+  /**
+   * Gate, Started, cont: nothing else that can fail is left here. The stamp is written beside
+   * Started: one that is too new only keeps the image from starting, and both are durable before
+   * the first instruction.
+   */
+  async #start(memory: MemoryRecord): Promise<void> {
+    const { world, vm, epoch, vmm, gates } = this.#options;
+    await gates.raise(epoch + 1);
+    this.#marks.gateRaisedMs = world.nowMs();
+    const [verdict] = await Promise.all([
+      proposeUntilAnswered(world, [{
+        kind: 'started', vm, epoch: epoch + 1, incarnation: vmm.incarnation, imageStamp: epoch,
+      }]),
+      vmm.stamp(epoch + 1),
+    ]);
+    if (!verdict.accepted) throw new CodedError('ownership/refused', verdict.reason);
+    this.#marks.startedMs = world.nowMs();
+    this.#marks.resumeEventMs = (await vmm.resume()).eventMs;
+    this.#digest = memory.digest;
+  }
+
+  async #openNetwork(): Promise<void> {
+    const { gates, vmm, log } = this.#options;
+    try {
+      await gates.openNics();
+      await vmm.announce();
+    } catch (error) {
+      log.error({ error: String(error) }, 'the network of the VM could not be opened');
+    }
+  }
+
+  /** Post-copy: the outcome waits for the last page, however long the link is away. */
+  async #awaitWhole(epoch: number): Promise<void> {
+    try {
+      await this.#options.session.waitWhole();
+      this.#outcome.resolve({ kind: 'running', digest: this.#digest, epoch });
+    } catch (error) {
+      const coded = error instanceof CodedError ? error : null;
+      this.#outcome.resolve({
+        kind: 'gave-up',
+        code: coded?.code ?? 'engine/failed',
+        detail: coded?.detail ?? String(error),
+      });
+    }
+  }
+
+  /**
+   * Before Commit: the VMM goes, the source hears why. After Commit the VMM is killed first; if it
+   * surely ran no instruction the target declines its start, so that the source may take the VM
+   * back, else the ledger and the operator decide.
+   */
+  async #giveUp(error: unknown): Promise<void> {
+    const { world, vm, migration, epoch, vmm, session, log } = this.#options;
+    const code = error instanceof CodedError ? error.code : 'internal';
+    const detail = error instanceof CodedError ? error.detail : String(error);
+    log.warn({ code, detail, stage: this.#stage }, 'the target gives up');
+    const committed = this.#stage === 'committed';
+    const neverRan = await vmm.kill();
+    if (committed && neverRan) {
+      const statement = { vm, migration, epoch: epoch + 1, incarnation: vmm.incarnation };
+      await proposeUntilAnswered(world, [{
+        kind: 'declined', ...statement, signature: world.signDeclined(statement),
+      }]);
+    }
+    this.#stage = 'ended';
+    this.#link?.send({
+      version: 1, kind: 'gave-up', code, detail: detail.slice(0, 2000),
+    });
+    await session.close();
+    this.#outcome.resolve({ kind: 'gave-up', code, detail });
+  }
+}

@@ -1,0 +1,235 @@
+/**
+ * Moves away from this host: one SourceMove a VM, made by the first step that needs it and joined
+ * by every later one. Decides when an unattended one ends and what is left behind afterwards.
+ */
+import { join } from 'node:path';
+import { CodedError } from '../../contracts/failures.ts';
+import { identityUri, type VmName } from '../../contracts/identity.ts';
+import { timing } from '../../contracts/limits.ts';
+import type {
+  HostActivities, SessionOutcome, SessionProgress, StepInput,
+} from '../../contracts/migration.ts';
+import { bytes, bytesPerSecond, millis } from '../../contracts/units.ts';
+import type { OperationCall } from '../../activities/host-operations.ts';
+import type { HostContext } from './host-context.ts';
+import { proposeUntilAnswered, readEntry } from './move/ledger-steps.ts';
+import { MirrorSet } from './move/mirror-set.ts';
+import { openPeerLink } from './move/peer-link.ts';
+import { SourceMove } from './move/source-move.ts';
+import type { Turns } from './turns.ts';
+import { sourceVmm } from './vm-ports.ts';
+import type { VmOperations } from './vm-operations.ts';
+
+type CopyInput = Parameters<HostActivities['copyMemoryAndSwitchOver']>[0];
+type CommandInput = Parameters<HostActivities['commandSession']>[0];
+
+/** One end of a wait: the caller gave up, the work goes on. */
+function whileCalled<T>(work: Promise<T>, { signal }: OperationCall): Promise<T> {
+  const left = Promise.withResolvers<never>();
+  const leave = (): void => left.reject(new CodedError('migration/cancelled', 'nobody waits'));
+  if (signal.aborted) leave();
+  signal.addEventListener('abort', leave, { once: true });
+  return Promise.race([work, left.promise]).finally(() => {
+    signal.removeEventListener('abort', leave);
+  });
+}
+
+/** How often a waiting call marks its session as attended, ms. */
+const attendEveryMs = 1_000;
+
+export class SourceMoves {
+  readonly #context: HostContext;
+  readonly #turns: Turns;
+  readonly #vms: VmOperations;
+  readonly #moves = new Map<VmName, { readonly migration: string; readonly move: SourceMove }>();
+
+  constructor(context: HostContext, turns: Turns, vms: VmOperations) {
+    this.#context = context;
+    this.#turns = turns;
+    this.#vms = vms;
+  }
+
+  /** VMs with a session here; the sweep leaves them alone. */
+  has(vm: VmName): boolean {
+    return this.#moves.has(vm);
+  }
+  get count(): number {
+    return this.#moves.size;
+  }
+
+  async copyDisk(input: CopyInput, call: OperationCall): Promise<void> {
+    const move = await this.#open(input);
+    await this.#attended(move, whileCalled(move.syncDisks(), call));
+  }
+
+  async copyMemoryAndSwitchOver(input: CopyInput, call: OperationCall): Promise<SessionOutcome> {
+    const move = await this.#open(input);
+    return this.#attended(move, whileCalled(move.run(), call));
+  }
+
+  async command(input: CommandInput): Promise<void> {
+    await this.#find(input).command(input.command);
+  }
+
+  peek(step: StepInput): SessionProgress | null {
+    const known = this.#moves.get(step.vm);
+    return known?.migration === step.migration ? known.move.progress() : null;
+  }
+
+  /** Source image and files go, once the ledger says that the move is settled elsewhere. */
+  release(input: StepInput): Promise<void> {
+    return this.#turns.take(input.vm, async () => {
+      const entry = await readEntry(this.#context.world, input.vm);
+      if (entry?.owner === this.#context.host || entry?.phase === 'unsettled') {
+        throw new CodedError('ownership/refused', `${input.vm} is ${entry.phase}, not released`);
+      }
+      await this.#close(input.vm);
+      await this.#vms.remove(input.vm);
+    });
+  }
+
+  /** Compensation: the session ends; if the ledger gave the VM back, it runs here. */
+  async abort(input: StepInput): Promise<void> {
+    const known = this.#moves.get(input.vm);
+    if (known !== undefined && known.migration === input.migration) {
+      await known.move.abort('compensation');
+    }
+    await this.#turns.take(input.vm, async () => {
+      const entry = await readEntry(this.#context.world, input.vm);
+      const isOurs = entry?.owner === this.#context.host && entry.phase === 'owned';
+      if (!isOurs) return;
+      await this.#close(input.vm);
+      const { runState } = await this.#context.hypervisor.look(input.vm);
+      if (runState === 'paused' && entry.desired === 'running') await this.#vms.start(entry);
+    });
+  }
+
+  /**
+   * Sessions that nobody waits for end by the ledger's rules, so that a terminated workflow leaves
+   * a VM that runs and a migration that ends.
+   */
+  async sweep(): Promise<void> {
+    for (const [vm, { migration, move }] of this.#moves) {
+      const idleMs = this.#context.world.nowMs() - move.attendedAtMs;
+      if (idleMs < timing.sessionUnattendedMsMax) continue;
+      const entry = await readEntry(this.#context.world, vm);
+      if (entry === null || (entry.owner !== this.#context.host && entry.phase === 'owned')) {
+        this.#context.log.warn({ vm, migration }, 'nobody released the source: it is released now');
+        await this.#turns.take(vm, async () => {
+          await this.#close(vm);
+          await this.#vms.remove(vm);
+        });
+      } else if (move.phase !== 'switchover' && move.phase !== 'post-copy'
+        && entry.owner === this.#context.host) {
+        this.#context.log.warn({ vm, migration, idleMs }, 'nobody attends the move: it is aborted');
+        await move.abort('nobody attended the move');
+        if (entry.phase === 'preparing' && entry.migration !== null) {
+          await proposeUntilAnswered(this.#context.world, [{
+            kind: 'abort', vm, migration: entry.migration, epoch: entry.epoch,
+            reason: 'nobody attended the move',
+          }]);
+        }
+        await this.#close(vm);
+      }
+    }
+  }
+
+  async closeAll(): Promise<void> {
+    for (const vm of this.#moves.keys()) await this.#close(vm);
+  }
+
+  async #close(vm: VmName): Promise<void> {
+    const known = this.#moves.get(vm);
+    this.#moves.delete(vm);
+    await known?.move.close();
+  }
+
+  async #attended<T>(move: SourceMove, work: Promise<T>): Promise<T> {
+    move.attend();
+    const timer = setInterval(() => move.attend(), attendEveryMs);
+    try {
+      return await work;
+    } finally {
+      clearInterval(timer);
+      move.attend();
+    }
+  }
+
+  #find(input: StepInput): SourceMove {
+    const known = this.#moves.get(input.vm);
+    if (known?.migration === input.migration) return known.move;
+    throw new CodedError('migration/not-here', `${input.migration} on ${this.#context.host}`);
+  }
+
+  async #open(input: CopyInput): Promise<SourceMove> {
+    return this.#turns.take(input.vm, async () => {
+      const known = this.#moves.get(input.vm);
+      if (known?.migration === input.migration) return known.move;
+      if (known !== undefined) {
+        if (known.move.phase !== 'ended') {
+          throw new CodedError('migration/open', `${known.migration} is under way`);
+        }
+        await this.#close(input.vm);
+      }
+      const entry = await this.#vms.ownEntry(input.vm);
+      if (entry.phase !== 'preparing' || entry.migration !== input.migration) {
+        throw new CodedError('migration/cancelled', `${input.migration} is not open in the ledger`);
+      }
+      const move = await this.#make(input);
+      this.#moves.set(input.vm, { migration: input.migration, move });
+      return move;
+    });
+  }
+
+  async #make(input: CopyInput): Promise<SourceMove> {
+    const { hypervisor, engine, config, host, world, revoked, log } = this.#context;
+    const { vm, migration, epoch, policy, endpoint } = input;
+    const [running, identity, monitor, gates] = await Promise.all([
+      hypervisor.inspect(vm), hypervisor.identity(vm), hypervisor.monitor(vm),
+      this.#context.gatesOf(vm),
+    ]);
+    if (identity.imageStamp !== epoch || identity.memoryPath === null) {
+      throw new CodedError(
+        'ownership/refused', `the image is stamped ${identity.imageStamp}, the epoch is ${epoch}`,
+      );
+    }
+    await monitor.prepareMigration();
+    const sockets = hypervisor.paths(vm).runDirectory;
+    const deviceStateSocket = join(sockets, 'device-out.sock');
+    const diskSockets = running.disks.map(({ name }) => join(sockets, `mirror-${name}.sock`));
+    const session = engine.openSource({
+      migration, epoch,
+      target: {
+        address: endpoint.laneAddress,
+        port: endpoint.lanePort,
+        identity: identityUri({ role: 'host', name: input.target }),
+      },
+      laneCount: policy.laneCount,
+      tls: { ...config.tls, revokedSerials: revoked.entries().map(({ serial }) => serial) },
+      memoryPath: identity.memoryPath,
+      memoryBytes: bytes(running.memoryBytes),
+      vmmPid: running.vmmPid,
+      deviceStateSocket,
+      disks: diskSockets.map((socket) => ({ socket })),
+      socketUid: identity.uid,
+      bandwidthBytesPerSecond: bytesPerSecond(policy.bandwidthBytesPerSecond),
+      downtimeBudgetMs: millis(policy.downtimeBudgetMs),
+      postCopy: policy.postCopy !== 'never',
+      balloon: running.balloon,
+      deadlineMs: millis(policy.deadlineMs),
+    });
+    const moveLog = log.child({ vm, migration });
+    return new SourceMove({
+      migration, vm, epoch, policy, world, gates, session, deviceStateSocket, diskSockets,
+      target: input.target,
+      vmm: sourceVmm({ hypervisor, monitor, vm, incarnation: running.incarnation }),
+      disks: new MirrorSet({ qmp: monitor.qmp, disks: running.disks, log: moveLog }),
+      openLink: () => openPeerLink(
+        { address: endpoint.peerAddress, port: endpoint.peerPort, host: input.target },
+        { material: config.tls, revoked },
+        { version: 1, kind: 'hello', migration, epoch },
+      ),
+      log: moveLog.child({ host }),
+    });
+  }
+}

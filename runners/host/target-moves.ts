@@ -1,0 +1,212 @@
+/**
+ * Moves towards this host: one TargetMove a VM, from preflight to the running VM. Decides what may
+ * be prepared, what has to be discarded, and answers the source's hello.
+ */
+import { CodedError } from '../../contracts/failures.ts';
+import { identityUri, type HostName, type VmName } from '../../contracts/identity.ts';
+import type { HostActivities, StepInput, TargetEndpoint } from '../../contracts/migration.ts';
+import { bytes } from '../../contracts/units.ts';
+import { openExports } from '../hypervisor/disk-mirror.ts';
+import type { HostContext } from './host-context.ts';
+import { proposeUntilAnswered, readEntry } from './move/ledger-steps.ts';
+import type { PeerGreeter } from './move/peer-link.ts';
+import { TargetMove } from './move/target-move.ts';
+import { observeTarget } from './observe-target.ts';
+import { preflight } from './preflight.ts';
+import type { Turns } from './turns.ts';
+import { targetVmm } from './vm-ports.ts';
+import { newIncarnation, type VmOperations } from './vm-operations.ts';
+
+type PrepareInput = Parameters<HostActivities['prepareTarget']>[0];
+type CheckInput = Parameters<HostActivities['checkTarget']>[0];
+
+interface KnownTarget {
+  readonly migration: string;
+  readonly source: HostName;
+  readonly epoch: number;
+  readonly move: TargetMove;
+}
+
+export class TargetMoves {
+  readonly #context: HostContext;
+  readonly #turns: Turns;
+  readonly #vms: VmOperations;
+  readonly #moves = new Map<VmName, KnownTarget>();
+
+  constructor(context: HostContext, turns: Turns, vms: VmOperations) {
+    this.#context = context;
+    this.#turns = turns;
+    this.#vms = vms;
+  }
+
+  has(vm: VmName): boolean {
+    return this.#moves.has(vm);
+  }
+  get count(): number {
+    return this.#moves.size;
+  }
+
+  /** Preflight at the target; touches nothing. */
+  async check(input: CheckInput): Promise<void> {
+    const known = this.#moves.get(input.vm);
+    if (known?.migration === input.migration) return;
+    const entry = await readEntry(this.#context.world, input.vm);
+    const seen = await observeTarget(this.#context, input.running, entry);
+    const refusal = preflight(input.running, this.#context.facts, seen);
+    if (refusal !== null) throw new CodedError(refusal.code, refusal.detail);
+  }
+
+  prepare(input: PrepareInput): Promise<TargetEndpoint> {
+    return this.#turns.take(input.vm, async () => {
+      const { config, lanes, facts } = this.#context;
+      const endpoint: TargetEndpoint = {
+        peerAddress: config.peer.address,
+        peerPort: facts.peerPort,
+        laneAddress: config.lanes.address,
+        lanePort: lanes.port,
+      };
+      const known = this.#moves.get(input.vm);
+      if (known?.migration === input.migration && known.move.stage !== 'ended') return endpoint;
+      const entry = await readEntry(this.#context.world, input.vm);
+      if (entry?.phase !== 'preparing' || entry.migration !== input.migration) {
+        throw new CodedError('migration/cancelled', `${input.migration} is not open in the ledger`);
+      }
+      // Whatever is left of an earlier try is nobody's: the ledger says that another host owns it.
+      await this.#forget(input.vm);
+      await this.#vms.remove(input.vm);
+      await this.#make(input);
+      return endpoint;
+    });
+  }
+
+  async #make(input: PrepareInput): Promise<void> {
+    const { hypervisor, lanes, world, log } = this.#context;
+    const { vm, migration, epoch, source, running, policy } = input;
+    const incarnation = newIncarnation();
+    const monitor = await hypervisor.createTarget({ running, incarnation });
+    try {
+      const paths = hypervisor.paths(vm);
+      const disks = running.disks.map(({ name }) => name);
+      await openExports(monitor.qmp, { disks, socketPath: paths.nbdSocket });
+      const [identity, look] = await Promise.all([hypervisor.identity(vm), hypervisor.look(vm)]);
+      if (identity.memoryPath === null || look.vmmPid === null) {
+        throw new CodedError('vm/start-failed', `the incoming VMM of ${vm} ended at once`);
+      }
+      const session = lanes.expect({
+        migration, epoch,
+        sourceIdentity: identityUri({ role: 'host', name: source }),
+        memoryPath: identity.memoryPath,
+        memoryBytes: bytes(running.memoryBytes),
+        vmmPid: look.vmmPid,
+        deviceStateSocket: paths.incomingSocket,
+        disks: disks.map((exportName) => ({ nbdSocket: paths.nbdSocket, exportName })),
+        postCopyAllowed: policy.postCopy !== 'never',
+      });
+      await monitor.armIncoming(paths.incomingSocket);
+      await world.note(vm, {
+        version: 1, migration, side: 'target', epoch, peer: source, stage: 'open',
+      });
+      const move = new TargetMove({
+        migration, vm, source, epoch, world, session,
+        vmm: targetVmm({ hypervisor, monitor, vm, incarnation }),
+        gates: await this.#context.gatesOf(vm),
+        log: log.child({ vm, migration }),
+      });
+      this.#moves.set(vm, { migration, source, epoch, move });
+    } catch (error) {
+      await this.#vms.remove(vm);
+      throw error;
+    }
+  }
+
+  /** The source's runner says hello; only the host that the ledger named may. */
+  readonly greet: PeerGreeter = (hello, from) => {
+    for (const known of this.#moves.values()) {
+      if (known.migration !== hello.migration) continue;
+      if (known.source !== from) return `${from} is not the source of ${hello.migration}`;
+      if (known.epoch !== hello.epoch) return `epoch ${hello.epoch} is not ${known.epoch}`;
+      return (link) => known.move.attach(link);
+    }
+    return `no move ${hello.migration} is prepared here`;
+  };
+
+  /** Resolves when the guest runs and every page is here. */
+  async verify(input: StepInput): Promise<{ readonly digest: string }> {
+    const known = this.#moves.get(input.vm);
+    if (known?.migration === input.migration) {
+      const outcome = await known.move.outcome;
+      if (outcome.kind === 'gave-up') throw new CodedError(outcome.code, outcome.detail);
+      return { digest: outcome.digest };
+    }
+    const entry = await this.#vms.ownEntry(input.vm);
+    const { runState } = await this.#context.hypervisor.look(input.vm);
+    if (runState !== 'running' || entry.ready === null) {
+      throw new CodedError('vm/not-running', `${input.vm} is ${runState} on ${entry.owner}`);
+    }
+    return { digest: entry.ready.digest };
+  }
+
+  /** Compensation: what was prepared goes, unless the ledger made this host the owner. */
+  async discard(input: StepInput): Promise<void> {
+    const known = this.#moves.get(input.vm);
+    if (known !== undefined && known.migration !== input.migration) return;
+    const entry = await readEntry(this.#context.world, input.vm);
+    if (entry?.owner === this.#context.host) {
+      throw new CodedError('ownership/refused', `${input.vm} belongs to this host`);
+    }
+    if (known !== undefined) {
+      known.move.discard('the move was given up');
+      await known.move.outcome;
+    }
+    await this.#turns.take(input.vm, async () => {
+      await this.#forget(input.vm);
+      await this.#vms.remove(input.vm);
+    });
+  }
+
+  /**
+   * Ends what nobody asks for any more: a prepared target whose migration is over, and a running
+   * one that control never settled.
+   */
+  async sweep(): Promise<void> {
+    const { world, host, log } = this.#context;
+    for (const [vm, { migration, move, epoch }] of this.#moves) {
+      const entry = await readEntry(world, vm);
+      const isOpen = entry?.migration === migration && entry.phase !== 'owned';
+      if (move.stage === 'running' && entry?.owner === host) {
+        if (entry.phase === 'owned') await this.#forget(vm);
+        else await this.#settleAlone(vm, migration, epoch + 1, move);
+      } else if (!isOpen && entry?.owner !== host) {
+        log.warn({ vm, migration }, 'the migration is over: what was prepared is discarded');
+        move.discard('the migration is over');
+        await move.outcome;
+        await this.#turns.take(vm, async () => {
+          await this.#forget(vm);
+          await this.#vms.remove(vm);
+        });
+      }
+    }
+  }
+
+  /** Settle by the target; the ledger takes it only after its own patience. */
+  async #settleAlone(
+    vm: VmName, migration: string, epoch: number, move: TargetMove,
+  ): Promise<void> {
+    if (move.session.snapshot().missingPages > 0) return;
+    const entry = await readEntry(this.#context.world, vm);
+    if (entry?.migration !== migration || entry.migration === null) return;
+    await proposeUntilAnswered(this.#context.world, [
+      { kind: 'settle', vm, migration: entry.migration, epoch, missingPageCount: 0 },
+    ]);
+  }
+
+  async closeAll(): Promise<void> {
+    for (const vm of this.#moves.keys()) await this.#forget(vm);
+  }
+
+  async #forget(vm: VmName): Promise<void> {
+    const known = this.#moves.get(vm);
+    this.#moves.delete(vm);
+    await known?.move.close();
+  }
+}

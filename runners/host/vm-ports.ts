@@ -1,0 +1,73 @@
+/** The real VMMs behind the ports of a move (move/ports.ts): adapters, no decisions. */
+import { CodedError } from '../../contracts/failures.ts';
+import type { Incarnation, VmName } from '../../contracts/identity.ts';
+import { closeExports } from '../hypervisor/disk-mirror.ts';
+import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import type { VcpuStamp, VmMonitor } from '../hypervisor/vm-monitor.ts';
+import type { SourceVmm, Stamped, TargetVmm } from './move/ports.ts';
+
+export interface VmmPlace {
+  readonly hypervisor: Hypervisor;
+  readonly monitor: VmMonitor;
+  readonly vm: VmName;
+  readonly incarnation: Incarnation;
+}
+
+/** Loading waits for the source's whole pre-copy, which the move's own deadline bounds, ms. */
+const loadTimeoutMs = 2 ** 31 - 1;
+
+const stamped = ({ vmmStampUs }: VcpuStamp): Stamped => ({ eventMs: vmmStampUs / 1000 });
+
+/** Resolves when the VMM is gone or its guest shut down, with the reason. */
+function endOf(monitor: VmMonitor): Promise<string> {
+  const end = Promise.withResolvers<string>();
+  const stop = monitor.qmp.onEvent((event) => {
+    if (event.name !== 'SHUTDOWN') return;
+    end.resolve(`the guest shut down (${String(event.data['reason'] ?? 'no reason given')})`);
+  });
+  void monitor.qmp.gone.then((error) => end.resolve(error.detail));
+  void end.promise.then(stop);
+  return end.promise;
+}
+
+/** The running VMM at the source. */
+export const sourceVmm = (place: VmmPlace): SourceVmm => ({
+  incarnation: place.incarnation,
+  ended: endOf(place.monitor),
+  stop: async () => stamped(await place.monitor.stopVcpus()),
+  sendDeviceState: async (socketPath) => {
+    await place.monitor.migrateDeviceState(socketPath);
+  },
+  resume: async () => stamped(await place.monitor.cont()),
+  stamp: (epoch) => place.hypervisor.stampImage({ vm: place.vm, epoch }),
+});
+
+/** The incoming VMM at the target. */
+export function targetVmm(place: VmmPlace): TargetVmm {
+  const { hypervisor, monitor, vm } = place;
+  let resumed = false;
+  monitor.qmp.onEvent((event) => {
+    if (event.name === 'RESUME') resumed = true;
+  });
+  return {
+    incarnation: place.incarnation,
+    ended: endOf(monitor),
+    loaded: async () => {
+      await monitor.waitIncomingCompleted(loadTimeoutMs);
+    },
+    closeExports: () => closeExports(monitor.qmp),
+    resume: async () => stamped(await monitor.cont()),
+    announce: () => monitor.announceSelf(),
+    stamp: (epoch) => hypervisor.stampImage({ vm, epoch }),
+    kill: async () => {
+      try {
+        await hypervisor.killVm(vm);
+        return !resumed;
+      } catch (error) {
+        // Without the proof that it is reaped nothing may be declined.
+        if (error instanceof CodedError && error.code === 'vmm/timeout') return false;
+        throw error;
+      }
+    },
+  };
+}

@@ -1,0 +1,263 @@
+/**
+ * Client of the ledger: one persistent connection, requests pipelined, reconnected with backoff.
+ * Decides what a lost connection means: reads are repeated, an event that may have been sent is
+ * reported as `ownership/unreachable`, watches go on with the present entry.
+ */
+import type { TLSSocket } from 'node:tls';
+import type { Logger } from 'pino';
+import { CodedError } from '../../contracts/failures.ts';
+import type {
+  HostEntry, Ledger, MigrationEnd, Verdict, VmEntry,
+} from '../../contracts/ownership.ts';
+import { FrameDecoder, encodeFrame } from '../../payloads/json-frames.ts';
+import type { RevocationList } from '../../payloads/revocation.ts';
+import { connectTls, endWhenRevoked } from '../../payloads/tls.ts';
+import type { TlsMaterial } from '../../payloads/tls.ts';
+import { EntryQueue } from './entry-queue.ts';
+import { errorOf, parseServerMessage, wireVersion } from './wire.ts';
+import type { ClientRequest, ServerMessage } from './wire.ts';
+
+/** An answer takes a millisecond; this long means that the ledger or the way to it is gone. */
+const requestTimeoutMsDefault = 5_000;
+const connectTimeoutMs = 3_000;
+const backoffFirstMs = 50;
+const backoffMaxMs = 1_000;
+const keepAliveAfterMs = 5_000;
+
+export interface LedgerConnection {
+  readonly address: string;
+  readonly port: number;
+  readonly tls: TlsMaterial;
+  readonly revoked: RevocationList;
+  /** Name in the ledger's certificate; any ledger of the installation when not given. */
+  readonly ledgerName?: string;
+  readonly localAddress?: string;
+  readonly logger?: Logger;
+  readonly requestTimeoutMs?: number;
+}
+
+interface Pending {
+  readonly request: ClientRequest;
+  readonly items: unknown[];
+  readonly resolve: (items: unknown[]) => void;
+  readonly reject: (error: Error) => void;
+  readonly timer: NodeJS.Timeout;
+  /** A proposal that was written may have happened; a read may be asked again. */
+  sent: boolean;
+}
+interface Watch {
+  readonly vm: string;
+  readonly queue: EntryQueue;
+  lastText: string | null;
+}
+
+/**
+ * Connects in the background and for as long as it is not closed; each request fails with
+ * `ownership/unreachable` when no answer came in `requestTimeoutMs` (default 5 s).
+ */
+export function connectLedger(connection: LedgerConnection): Ledger {
+  const client = new LedgerClient(connection);
+  return {
+    propose: async (events) =>
+      await client.ask({ op: 'propose', events }) as readonly Verdict[],
+    readVm: async (vm) => (await client.ask({ op: 'read-vm', vm }))[0] as VmEntry | null,
+    listVms: async () => await client.ask({ op: 'list-vms' }) as VmEntry[],
+    listHosts: async () => await client.ask({ op: 'list-hosts' }) as HostEntry[],
+    migrationEnd: async (migration) =>
+      (await client.ask({ op: 'migration-end', migration }))[0] as MigrationEnd | null,
+    watchVm: (vm, signal) => client.watch(vm, (onEnd) => new EntryQueue(signal, onEnd)),
+    close: async () => client.close(),
+  };
+}
+
+class LedgerClient {
+  private readonly connection: LedgerConnection;
+  private readonly pending = new Map<number, Pending>();
+  private readonly watches = new Map<number, Watch>();
+  private socket: TLSSocket | null = null;
+  private nextId = 1;
+  private closed = false;
+  private lastProblem = 'not connected yet';
+  private wakeFromBackoff: () => void = () => {};
+
+  constructor(connection: LedgerConnection) {
+    this.connection = connection;
+    void this.stayConnected();
+  }
+
+  private get where(): string {
+    return `${this.connection.address}:${this.connection.port}`;
+  }
+
+  private unreachable(why: string): CodedError {
+    return new CodedError('ownership/unreachable', `${this.where}: ${why}`);
+  }
+
+  /** Sends a request now or when the connection is there; answers its items. */
+  ask(request: ClientRequest): Promise<unknown[]> {
+    if (this.closed) return Promise.reject(this.unreachable('this client is closed'));
+    const id = this.nextId;
+    this.nextId += 1;
+    const { promise, resolve, reject } = Promise.withResolvers<unknown[]>();
+    const afterMs = this.connection.requestTimeoutMs ?? requestTimeoutMsDefault;
+    const timer = setTimeout(() => {
+      this.pending.delete(id);
+      reject(this.unreachable(this.socket === null
+        ? this.lastProblem : `no answer in ${afterMs} ms`));
+    }, afterMs);
+    const one: Pending = { request, items: [], resolve, reject, timer, sent: false };
+    this.pending.set(id, one);
+    if (this.socket !== null) this.sendPending(this.socket, id, one);
+    return promise;
+  }
+
+  watch(vm: string, makeQueue: (onEnd: () => void) => EntryQueue): EntryQueue {
+    const id = this.nextId;
+    this.nextId += 1;
+    const queue = makeQueue(() => {
+      const wasThere = this.watches.delete(id);
+      if (wasThere && this.socket !== null) this.send(this.socket, id, { op: 'stop' });
+    });
+    if (this.closed) queue.end();
+    if (queue.isEnded) return queue;
+    this.watches.set(id, { vm, queue, lastText: null });
+    if (this.socket !== null) this.send(this.socket, id, { op: 'watch-vm', vm });
+    return queue;
+  }
+
+  private sendPending(socket: TLSSocket, id: number, one: Pending): void {
+    try {
+      this.send(socket, id, one.request);
+      one.sent = true;
+    } catch (error) {
+      const { message } = error as Error;
+      this.finish(id, one)?.reject(new CodedError('input/invalid', message, error));
+    }
+  }
+
+  private send(socket: TLSSocket, id: number, request: ClientRequest): void {
+    socket.write(encodeFrame({ version: wireVersion, id, ...request }));
+  }
+
+  private finish(id: number, one: Pending): Pending | null {
+    clearTimeout(one.timer);
+    return this.pending.delete(id) ? one : null;
+  }
+
+  private async stayConnected(): Promise<void> {
+    let backoffMs = backoffFirstMs;
+    while (!this.closed) {
+      try {
+        const { promise, resolve } = Promise.withResolvers<void>();
+        const socket = await this.connect();
+        if (this.closed) return void socket.destroy();
+        this.serve(socket, resolve);
+        backoffMs = backoffFirstMs;
+        await promise;
+      } catch (error) {
+        this.lastProblem = (error as Error).message;
+        this.connection.logger?.warn({ err: error, ledger: this.where }, 'no way to the ledger');
+      }
+      if (this.closed) return;
+      // Spread, so that the clients of a restarted ledger do not come all at once.
+      await this.pause(backoffMs * (0.5 + Math.random() / 2));
+      backoffMs = Math.min(backoffMs * 2, backoffMaxMs);
+    }
+  }
+
+  private pause(forMs: number): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, forMs);
+      this.wakeFromBackoff = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+  }
+
+  private connect(): Promise<TLSSocket> {
+    const { address, port, tls, revoked, ledgerName, localAddress } = this.connection;
+    return connectTls({
+      host: address, port, material: tls, revoked, timeoutMs: connectTimeoutMs,
+      expected: [{ role: 'ledger', ...(ledgerName === undefined ? {} : { name: ledgerName }) }],
+      ...(localAddress === undefined ? {} : { localAddress }),
+    });
+  }
+
+  private serve(socket: TLSSocket, onClosed: () => void): void {
+    const { revoked, logger } = this.connection;
+    const decoder = new FrameDecoder();
+    socket.setNoDelay(true);
+    socket.setKeepAlive(true, keepAliveAfterMs);
+    endWhenRevoked({ socket, revoked });
+    socket.on('error', (error) => {
+      this.lastProblem = error.message;
+    });
+    socket.on('data', (chunk) => {
+      try {
+        for (const value of decoder.push(chunk)) this.take(parseServerMessage(value));
+      } catch (error) {
+        socket.destroy(error as Error);
+      }
+    });
+    socket.once('close', () => {
+      if (this.socket === socket) this.lose();
+      onClosed();
+    });
+    this.socket = socket;
+    logger?.info({ ledger: this.where }, 'connected to the ledger');
+    for (const [id, { vm }] of this.watches) this.send(socket, id, { op: 'watch-vm', vm });
+    for (const [id, one] of this.pending) this.sendPending(socket, id, one);
+  }
+
+  private take(message: ServerMessage): void {
+    const watch = this.watches.get(message.id);
+    if (watch !== undefined) {
+      if ('items' in message) for (const item of message.items) pushNew(watch, item);
+      return;
+    }
+    const one = this.pending.get(message.id);
+    if (one === undefined) return;
+    if ('error' in message) {
+      this.finish(message.id, one)?.reject(errorOf(message.error));
+      return;
+    }
+    one.items.push(...message.items);
+    if (!message.more) this.finish(message.id, one)?.resolve(one.items);
+  }
+
+  /** The connection is gone: proposals on their way are unknown, reads will be asked again. */
+  private lose(): void {
+    this.socket = null;
+    for (const [id, one] of this.pending) {
+      if (one.sent && one.request.op === 'propose') {
+        this.finish(id, one)?.reject(
+          this.unreachable('the connection broke; the events may have happened'));
+      } else {
+        one.items.length = 0;
+        one.sent = false;
+      }
+    }
+  }
+
+  close(): void {
+    if (this.closed) return;
+    this.closed = true;
+    for (const [id, one] of this.pending) {
+      this.finish(id, one)?.reject(this.unreachable('this client is closed'));
+    }
+    for (const { queue } of this.watches.values()) queue.end();
+    this.socket?.end();
+    this.socket?.destroySoon();
+    this.socket = null;
+    this.wakeFromBackoff();
+  }
+}
+
+/** Pushes an entry unless it is the one pushed last: a subscription begins with the present. */
+function pushNew(watch: Watch, item: unknown): void {
+  const text = JSON.stringify(item);
+  if (text === watch.lastText) return;
+  watch.lastText = text;
+  watch.queue.push(item as VmEntry | null);
+}

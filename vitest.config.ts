@@ -1,0 +1,37 @@
+/**
+ * `unit` runs beside itself, `e2e` alone, because it measures and owns the machine; `cluster` is the
+ * production profile, a command of its own (`npm run test:cluster`).
+ */
+import { defineConfig } from 'vitest/config';
+
+const exclude = ['**/node_modules/**', 'build/**', 'native/**', '.cache/**'];
+/** These start servers, VMs or network namespaces. */
+const heavy = ['test/e2e/**/*.test.ts', 'test/workflows/**/*.test.ts', 'test/cluster/**/*.test.ts'];
+
+// vitest reads its configuration as a default export.
+export default defineConfig({
+  test: {
+    projects: [
+      {
+        test: {
+          name: 'unit', include: ['**/*.test.ts'], exclude: [...exclude, ...heavy],
+          testTimeout: 20_000, hookTimeout: 30_000,
+        },
+      },
+      {
+        test: {
+          name: 'e2e', include: heavy, exclude: [...exclude, 'test/cluster/**'], fileParallelism: false,
+          // A guest boots in 3 s here and in a minute on a busy machine; a move may take as long.
+          testTimeout: 240_000, hookTimeout: 300_000,
+        },
+      },
+      {
+        test: {
+          name: 'cluster', include: ['test/cluster/**/*.test.ts'], exclude, fileParallelism: false,
+          // The official server is built the first time: minutes on two cores.
+          testTimeout: 300_000, hookTimeout: 1_200_000,
+        },
+      },
+    ],
+  },
+});

@@ -1,0 +1,104 @@
+/**
+ * The two ends of a move: forward after the ledger's Commit, back otherwise. Both are idempotent
+ * and run in a scope that nothing cancels.
+ */
+import { ApplicationFailure } from '@temporalio/workflow';
+import { failureFields, failureReport } from '../contracts/failures.ts';
+import type { FailureReport } from '../contracts/failures.ts';
+import { migrationId } from '../contracts/identity.ts';
+import type { MigrationOutcome, StepInput, TransferFigures } from '../contracts/migration.ts';
+import type { Compensations } from './compensation.ts';
+import { failureOf } from './failure-of.ts';
+import type { MigrationRun } from './migration-run.ts';
+import { runsOnAfter } from './policy/outcome.ts';
+import { decidingSteps, forwardSteps, hostSteps } from './step-options.ts';
+
+/**
+ * Asks the ledger to abort what did not hand over; true when the Commit was first. Without an
+ * answer nothing is committed as far as the hosts know: each of them asks the ledger itself.
+ */
+export async function isCommitted(
+  run: MigrationRun,
+  undo: Compensations,
+  failure: FailureReport,
+): Promise<boolean> {
+  const { step } = run;
+  if (step === null || !run.mayBeReserved) return false;
+  run.enter('compensating', 'the ledger');
+  try {
+    const reason = `${failure.code}: ${failure.detail}`.slice(0, 200);
+    const { end } = await decidingSteps.abortMigration({ ...step, reason });
+    return end === 'committed';
+  } catch (error) {
+    undo.note('abortMigration', error);
+    return false;
+  }
+}
+
+/** Every page at the target and the ledger's records equal, then Settle; the ledger's view. */
+export async function verifyAndSettle(
+  step: StepInput,
+  enterSettle: () => void,
+): Promise<{ readonly digest: string; readonly epochAfter: number }> {
+  const ledger = await decidingSteps.verifyMigration(step);
+  if (ledger.settled) return ledger;
+  const { digest } = await forwardSteps(step.target).verifyTarget(step);
+  if (digest !== ledger.digest) {
+    throw ApplicationFailure.create(failureFields(
+      'migration/digest', `target ${digest.slice(0, 16)}, ledger ${ledger.digest.slice(0, 16)}`,
+    ));
+  }
+  enterSettle();
+  await decidingSteps.settleMigration(step);
+  return ledger;
+}
+
+/** Verify, settle, release. Only the target can hold this up; the VM runs there already. */
+export async function goForward(
+  run: MigrationRun,
+  figures: TransferFigures,
+): Promise<MigrationOutcome> {
+  const { step } = run;
+  if (step === null) throw new TypeError('forward without a step');
+  const { migration, vm, source, target, epoch } = step;
+  const named = { version: 1, migration, vm, source, target } as const;
+  run.status.pointOfNoReturnPassed = true;
+  run.enter('verify', `host ${target}`);
+  try {
+    const { digest, epochAfter } = await verifyAndSettle(
+      step, () => run.enter('settle', 'the ledger'),
+    );
+    run.enter('release', `host ${source}`);
+    const warnings = await hostSteps(source).releaseSource(step).then(
+      () => [],
+      (error: unknown) => [failureOf(error)],
+    );
+    return {
+      ...named, kind: 'completed', figures, digest, epochBefore: epoch, epochAfter, warnings,
+    };
+  } catch (error) {
+    const failure = failureOf(error);
+    return { ...named, kind: 'failed', failure, runsOn: target, compensationFailures: [] };
+  }
+}
+
+/** Undoes what was done, last first; what could not be undone is part of the outcome. */
+export async function goBack(
+  run: MigrationRun,
+  undo: Compensations,
+  failure: FailureReport,
+): Promise<MigrationOutcome> {
+  const { vm, target, request } = run.input;
+  const source = run.step?.source ?? null;
+  if (run.mayBeReserved) run.waitFor('the hosts');
+  const compensationFailures = await undo.run();
+  const named = { version: 1, migration: migrationId(vm, request), vm, source, target } as const;
+  if (failure.code === 'migration/cancelled') {
+    const by = run.cancelledBy ?? failure.detail;
+    return { ...named, kind: 'cancelled', by, compensationFailures };
+  }
+  const overdue = run.remainingMs === 0 && failure.code === 'host/unreachable';
+  const told = overdue ? failureReport('migration/deadline', failure.detail) : failure;
+  const runsOn = runsOnAfter(failure, source);
+  return { ...named, kind: 'failed', failure: told, runsOn, compensationFailures };
+}

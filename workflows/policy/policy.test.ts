@@ -1,0 +1,121 @@
+/** Tables of the pure decisions that workflows make. */
+import { describe, expect, it } from 'vitest';
+import { failureReport } from '../../contracts/failures.ts';
+import type { FailureCode } from '../../contracts/failures.ts';
+import { hostName } from '../../contracts/identity.ts';
+import { limits } from '../../contracts/limits.ts';
+import { neverFalling, percentOf, refinedPhase } from '../../contracts/migration-percent.ts';
+import { defaultPolicy } from '../../contracts/migration.ts';
+import type { MigrationPhase, SessionCommand, SessionProgress } from '../../contracts/migration.ts';
+import { policyAfter, refusalOf } from './accept-command.ts';
+import type { CommandContext } from './accept-command.ts';
+import { commandFits, nextLookMs } from './history-budget.ts';
+import { runsOnAfter, wayAfter, wayOfEarlierRun } from './outcome.ts';
+
+const progress = (fields: Partial<SessionProgress>): SessionProgress => ({
+  version: 1, phase: 'memory', paused: false, round: 0, bytesPlanned: 100, bytesDone: 0,
+  bytesOnWire: 0, diskBytesTotal: 0, diskBytesDone: 0, dirtyBytesPerSecond: 0,
+  sendBytesPerSecond: 0, etaMs: null, estimatedDowntimeMs: null, convergence: '',
+  mirrorMode: 'none', ...fields,
+});
+
+describe('percent', () => {
+  const even = { memoryBytes: 50, diskBytes: 50 };
+  const table: readonly [MigrationPhase, SessionProgress | null, typeof even | null, number][] = [
+    ['preflight', null, null, 0],
+    ['prepare-target', null, even, 2],
+    ['copy-disk', null, even, 4],
+    ['copy-disk', progress({ diskBytesTotal: 50, diskBytesDone: 25 }), even, 26.5],
+    ['copy-disk', progress({ diskBytesTotal: 50, diskBytesDone: 50 }), even, 49],
+    ['copy-memory', null, even, 49],
+    ['copy-memory', progress({ bytesDone: 50 }), even, 71.5],
+    ['copy-memory', progress({ bytesDone: 500 }), even, 94],
+    ['copy-memory', progress({ bytesDone: 50 }), { memoryBytes: 50, diskBytes: 0 }, 49],
+    ['verify', null, even, 96],
+    ['done', null, even, 100],
+  ];
+  it.each(table)('%s %#', (phase, seen, size, expected) => {
+    expect(percentOf(phase, seen, size)).toBe(expected);
+  });
+  it('never falls and never leaves the scale', () => {
+    expect(neverFalling(40, 30)).toBe(40);
+    expect(neverFalling(40, 41.26)).toBe(41.3);
+    expect(neverFalling(40, 400)).toBe(100);
+  });
+  it('knows the session\'s phase better than the workflow', () => {
+    expect(refinedPhase('copy-memory', progress({ phase: 'post-copy' }))).toBe('post-copy');
+    expect(refinedPhase('verify', progress({ phase: 'switchover' }))).toBe('verify');
+  });
+});
+
+describe('commands', () => {
+  const context = (fields: Partial<CommandContext> = {}): CommandContext => ({
+    phase: 'copy-memory', pointOfNoReturnPassed: false, cancelled: false,
+    policy: { ...defaultPolicy, postCopy: 'when-needed' }, historyEvents: 50, ...fields,
+  });
+  const cancel: SessionCommand = { kind: 'cancel', by: 'me' };
+  const table: readonly [SessionCommand, Partial<CommandContext>, FailureCode | null][] = [
+    [{ kind: 'pause' }, {}, null],
+    [{ kind: 'pause' }, { phase: 'prepare-target' }, 'input/invalid'],
+    [{ kind: 'pause' }, { phase: 'verify', pointOfNoReturnPassed: true }, 'migration/past-return'],
+    [{ kind: 'pause' }, { cancelled: true }, 'migration/cancelled'],
+    [{ kind: 'pause' }, { historyEvents: 140 }, 'input/invalid'],
+    [{ kind: 'resume' }, { phase: 'copy-disk' }, null],
+    [cancel, {}, null],
+    [cancel, { historyEvents: 1_000 }, null],
+    [cancel, { cancelled: true }, null],
+    [cancel, { phase: 'compensating' }, null],
+    [cancel, { pointOfNoReturnPassed: true }, 'migration/past-return'],
+    [cancel, { phase: 'done' }, 'migration/past-return'],
+    [{ kind: 'cancel', by: 7 as never }, {}, 'input/invalid'],
+    [{ kind: 'set-bandwidth', bandwidthBytesPerSecond: 0 }, { phase: 'preflight' }, null],
+    [{ kind: 'set-bandwidth', bandwidthBytesPerSecond: -1 }, {}, 'input/invalid'],
+    [{ kind: 'set-bandwidth', bandwidthBytesPerSecond: NaN }, {}, 'input/invalid'],
+    [{ kind: 'set-downtime-budget', downtimeBudgetMs: 0 }, {}, 'input/invalid'],
+    [{ kind: 'set-downtime-budget', downtimeBudgetMs: 600_001 }, {}, 'input/invalid'],
+    [{ kind: 'set-downtime-budget', downtimeBudgetMs: 50 }, {}, null],
+    [{ kind: 'post-copy-now' }, {}, null],
+    [{ kind: 'post-copy-now' }, { phase: 'copy-disk' }, 'input/invalid'],
+    [{ kind: 'post-copy-now' }, { policy: defaultPolicy }, 'input/invalid'],
+  ];
+  it.each(table)('%o %o → %s', (command, fields, code) => {
+    expect(refusalOf(command, context(fields))?.code ?? null).toBe(code);
+  });
+  it('change the policy of later steps', () => {
+    expect(policyAfter(defaultPolicy, { kind: 'set-bandwidth', bandwidthBytesPerSecond: 9 }))
+      .toEqual({ ...defaultPolicy, bandwidthBytesPerSecond: 9 });
+    expect(policyAfter(defaultPolicy, { kind: 'pause' })).toBe(defaultPolicy);
+  });
+});
+
+describe('the history budget', () => {
+  it('looks four times, ever later, and not when the history is long', () => {
+    expect([0, 1, 2, 3, 4].map((count) => nextLookMs(count, 40)))
+      .toEqual([5_000, 20_000, 80_000, 320_000, null]);
+    expect(nextLookMs(0, limits.migrationHistoryEventsMax - 80)).toBeNull();
+  });
+  it('keeps room for a cancel', () => {
+    expect(commandFits(60)).toBe(true);
+    expect(commandFits(limits.migrationHistoryEventsMax - 62)).toBe(false);
+  });
+});
+
+describe('ways', () => {
+  it('follow from the session\'s end', () => {
+    expect(wayAfter({ kind: 'cancelled', by: 'me' }))
+      .toMatchObject({ kind: 'back', failure: { code: 'migration/cancelled', detail: 'me' } });
+    const failure = failureReport('engine/failed', 'x');
+    expect(wayAfter({ kind: 'failed', failure, resumed: true })).toEqual({ kind: 'back', failure });
+  });
+  it.each([
+    ['none', null], ['preparing', null], ['unsettled', 'back'], ['committed', 'forward'],
+    ['aborted', 'back'], ['reverted', 'back'],
+  ] as const)('%s in the ledger → %s', (own, kind) => {
+    expect(wayOfEarlierRun(own)?.kind ?? null).toBe(kind);
+  });
+  it('know where the VM is', () => {
+    const host = hostName('a');
+    expect(runsOnAfter(failureReport('vm/stopped-itself', ''), host)).toBeNull();
+    expect(runsOnAfter(failureReport('engine/failed', ''), host)).toBe(host);
+  });
+});
