@@ -8,7 +8,7 @@ use crate::GateError;
 use crate::books::{Books, Connection, InFlight};
 use crate::protocol::{IN_FLIGHT_MAX, flush_request};
 use crate::replies::pass_replies;
-use crate::requests::pass_requests;
+use crate::requests::{Leave, pass_requests};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -145,14 +145,16 @@ impl NbdGate {
             if keeps_server {
                 shared.drain(id, Instant::now() + DRAIN_MAX);
             }
-            // What the reply thread says after our own cut is no news; before it, it is the cause.
-            let server_was_first = replies.is_finished();
+            // What the reply thread says after our own cut, or after a disconnect that left nothing
+            // open, is no news; before it, it is the cause.
+            let parted = matches!(ended, Ok(Leave::Disconnected)) && !shared.has_open_writes(id);
+            let server_was_first = replies.is_finished() && !parted;
             cut_server();
             let replied = replies.join().unwrap_or(Err(GateError::Closed));
             shared.forget(id);
-            return if server_was_first && replied.is_err() { replied } else { ended };
+            return if server_was_first && replied.is_err() { replied } else { ended.map(drop) };
         }
-        ended
+        ended.map(drop)
     }
 
     /// Asks the server to flush and waits for its answer. Works while a client writes and after it
@@ -274,6 +276,10 @@ impl Shared {
                 Err(_) => return,
             }
         }
+    }
+
+    fn has_open_writes(&self, id: u64) -> bool {
+        self.lock().connections.get(&id).is_some_and(|one| one.writes_in_flight() > 0)
     }
 
     /// True for a tap, whose server must learn that the client leaves.

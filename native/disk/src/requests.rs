@@ -14,16 +14,25 @@ use std::io::{BufReader, ErrorKind, Read};
 /// Data of a write that is in memory at once.
 const PIECE_BYTES: usize = 256 * 1024;
 
-/// Passes what the client sends until it leaves: by a disconnect, or between two requests.
+/// How a client left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// It said that it disconnects, so the server may end from then on, in whatever way.
+    Disconnected,
+    /// Its stream ended between two requests.
+    Ended,
+}
+
+/// Passes what the client sends until it leaves.
 pub(crate) fn pass_requests(
     shared: &Shared,
     id: u64,
     client: &mut dyn Read,
-) -> Result<(), GateError> {
+) -> Result<Leave, GateError> {
     let mut client = BufReader::with_capacity(PIECE_BYTES, client);
     let mut flags = [0; 4];
     if !read_or_end(&mut client, &mut flags)? {
-        return Ok(());
+        return Ok(Leave::Ended);
     }
     check_client_flags(flags)?;
     shared.forward(id, &flags, None)?;
@@ -36,10 +45,10 @@ pub(crate) fn pass_requests(
             pass_option(shared, id, &mut client, &mut piece, magic)?
         };
         if !goes_on {
-            return Ok(());
+            return Ok(Leave::Disconnected);
         }
     }
-    Ok(())
+    Ok(Leave::Ended)
 }
 
 fn pass_option(

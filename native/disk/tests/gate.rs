@@ -289,6 +289,48 @@ fn a_lane_carries_it_from_tap_to_gate() {
     assert!(run_well("qemu-img", &compare).contains("identical"));
 }
 
+/// Hands each piece on and returns only when the other side has long acted on it.
+struct Lingering(Box<dyn Write + Send>);
+
+impl Write for Lingering {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()?;
+        thread::sleep(Duration::from_millis(100));
+        Ok(())
+    }
+}
+
+/// Once failed in one run of many: the far side acts on a disconnect by cutting the lane, which the
+/// tap's reply thread may see before its request thread is back from sending.
+#[test]
+fn a_lane_that_is_cut_upon_the_disconnect_is_a_clean_end() {
+    if !has_qemu() {
+        return;
+    }
+    let bench = Bench::new("raw", "8M", GateOptions::TARGET);
+    let (near, far) = novacron_transport::memory::lane_pair();
+    let mut near = stream_of(near);
+    near.writer = Box::new(Lingering(near.writer));
+    let (mut client, kept) = UnixStream::pair().expect("a pair");
+    let tapping = thread::spawn(move || {
+        let tap = NbdGate::new(1, GateOptions::TAP);
+        tap.serve(1, Stream::from_unix(kept).expect("a client"), near)
+    });
+    let gating = thread::spawn({
+        let gate = bench.gate.clone();
+        let server = UnixStream::connect(bench.directory.join("server.sock")).expect("a server");
+        move || gate.serve(1, stream_of(far), Stream::from_unix(server).expect("a server"))
+    });
+    negotiate(&mut client);
+    client.write_all(&request(2, 1, 0, 0)).expect("a disconnect");
+    gating.join().expect("the gate").expect("a clean end");
+    tapping.join().expect("the tap").expect("a clean end");
+}
+
 #[test]
 fn a_raised_gate_refuses_writers_of_before() {
     if !has_qemu() {
