@@ -26,6 +26,8 @@ describe('requirements', () => {
 
   it('ask for the packages of the tests only for tests', () => {
     expect(systemPackages('demo')).not.toContain('postgresql');
+    // The outside client and the address check of preflight run its ping and arping.
+    expect(systemPackages('demo')).toContain('busybox');
     expect(systemPackages('test')).toContain('postgresql');
   });
 });

@@ -7,7 +7,7 @@ import { distribution } from './requirements.mjs';
 const base = [
   'build-essential', 'cmake', 'pkg-config', 'git', 'ca-certificates', 'python3',
   'qemu-system-x86', 'qemu-utils', 'seabios', 'ovmf', 'nftables', 'iproute2', 'cpio', 'e2fsprogs',
-  'mmdebstrap', 'debian-archive-keyring', 'openssl',
+  'mmdebstrap', 'debian-archive-keyring', 'openssl', 'busybox',
 ];
 /** What only the tests need: Temporal's time-skipping server, the production profile, Redis' tools. */
 const forTests = ['maven', 'default-jre-headless', 'redis-server', 'postgresql'];
