@@ -33,6 +33,9 @@ export const failures = {
   'host/unknown': row('No host of that name', false, 'requester', 'See `novacron host list`.'),
   'host/unreachable': row(
     'The host does not answer', true, 'operator', 'Check its runner and its network.'),
+  'host/program-missing': row(
+    'A program that the runner needs is missing', false, 'operator',
+    'Install the named program on that host, see `novacron doctor`.'),
   'host/cordoned': row(
     'The host takes no new VMs', false, 'requester', 'Choose another, or `novacron host uncordon`.'),
   'preflight/memory': row(

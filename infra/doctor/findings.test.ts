@@ -13,7 +13,7 @@ const good: Observations = {
   },
   qemuVersion: '10.0.13', machineTypes: ['pc-i440fx-10.0'], secondQemuVersion: '10.0.13',
   congestionControls: ['bbr', 'cubic'], rdmaDevices: [], hasCgroup2: true, bridgeSetProblem: null,
-  isRoot: true, syncMsP50: 0.2, memoryBytes: 2 ** 34, memoryFreeBytes: 2 ** 33,
+  programsMissing: [], isRoot: true, syncMsP50: 0.2, memoryBytes: 2 ** 34, memoryFreeBytes: 2 ** 33,
   diskFreeBytes: 2 ** 36, clockSource: 'tsc',
 };
 const stateOf = (seen: Observations, subject: string): string | undefined =>
@@ -31,6 +31,12 @@ describe('what follows from observations', () => {
     expect(engineOf({ ...good, kernel: null })).toBe('none');
     expect(engineOf({ ...good, qemuVersion: null })).toBe('none');
     expect(stateOf({ ...good, kernel }, 'dirty tracking')).toBe('missing');
+  });
+
+  it('is a package to install where a program is missing', () => {
+    const bare = { ...good, programsMissing: ['busybox', 'qemu-img', 'qemu-nbd'] };
+    const finding = findingsOf(bare).find(({ subject }) => subject === 'programs');
+    expect(finding).toMatchObject({ state: 'missing', follows: 'apt-get install busybox qemu-utils' });
   });
 
   it('is TCG where KVM hangs, and nothing where TCG fails too', () => {

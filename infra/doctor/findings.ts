@@ -13,6 +13,8 @@ export interface Observations {
   readonly rdmaDevices: readonly string[];
   readonly hasCgroup2: boolean;
   readonly bridgeSetProblem: string | null;
+  /** Programs that a runner calls and that are not on PATH. */
+  readonly programsMissing: readonly string[];
   readonly isRoot: boolean;
   readonly syncMsP50: number | null;
   readonly memoryBytes: number;
@@ -103,10 +105,24 @@ function networkFindings(seen: Observations): Finding[] {
   ];
 }
 
+/** The programs that a runner calls besides QEMU itself, and the Debian package of each. */
+export const runnerPrograms = {
+  'busybox': 'busybox', 'ip': 'iproute2', 'nft': 'nftables', 'qemu-img': 'qemu-utils', 'qemu-nbd': 'qemu-utils',
+} as const;
+
+function packagesOf(programs: readonly string[]): string {
+  const packages: Readonly<Record<string, string>> = runnerPrograms;
+  return [...new Set(programs.map((program) => packages[program] ?? program))].join(' ');
+}
+
 function hostFindings(seen: Observations): Finding[] {
   const { syncMsP50, memoryBytes, memoryFreeBytes, diskFreeBytes } = seen;
   const isFast = syncMsP50 !== null && syncMsP50 <= syncMsGood;
+  const lacking = seen.programsMissing.join(', ');
   return [
+    { subject: 'programs', state: lacking === '' ? 'good' : 'missing',
+      found: lacking === '' ? 'all that a runner calls' : `not on PATH: ${lacking}`,
+      follows: lacking === '' ? 'Nothing to install.' : `apt-get install ${packagesOf(seen.programsMissing)}` },
     { subject: 'rights', state: seen.isRoot ? 'good' : 'limited', found: seen.isRoot ? 'root' : 'not root',
       follows: seen.isRoot ? 'Lab and runner can be started.' : 'Lab and runner need root.' },
     { subject: 'cgroup v2', state: seen.hasCgroup2 ? 'good' : 'limited',

@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { probeAccelerator, proveEmulation } from './accelerator.ts';
-import type { KernelProbe, Observations } from './findings.ts';
+import { runnerPrograms, type KernelProbe, type Observations } from './findings.ts';
 
 const run = promisify(execFile);
 const root = fileURLToPath(new URL('../..', import.meta.url));
@@ -83,6 +83,9 @@ function secondQemuVersion(): string | null {
   return text === '' ? null : (JSON.parse(text) as { version: string }).version;
 }
 
+const isOnPath = (program: string): boolean =>
+  (process.env['PATH'] ?? '').split(':').some((folder) => existsSync(join(folder, program)));
+
 /** Runs all probes; `fresh` does not take the accelerator from the cache. At most about 20 s. */
 export async function observeHost({ fresh }: { readonly fresh: boolean }): Promise<Observations> {
   const accelerator = await probeAccelerator({ fresh });
@@ -100,6 +103,7 @@ export async function observeHost({ fresh }: { readonly fresh: boolean }): Promi
     rdmaDevices: tryOrNull(() => readdirSync('/sys/class/infiniband')) ?? [],
     hasCgroup2: existsSync('/sys/fs/cgroup/cgroup.controllers'),
     bridgeSetProblem: await tryBridgeSet(),
+    programsMissing: Object.keys(runnerPrograms).filter((program) => !isOnPath(program)),
     isRoot: process.getuid?.() === 0,
     syncMsP50: tryOrNull(measureSync),
     memoryBytes: totalmem(),

@@ -19,7 +19,10 @@ export interface ProgramOptions {
   readonly answerCodes?: readonly number[];
 }
 
-/** Answers what the program wrote to stdout; throws `options.failure` with its stderr otherwise. */
+/**
+ * Answers what the program wrote to stdout; throws `options.failure` with its stderr otherwise, and
+ * `host/program-missing` where there is no such program.
+ */
 export function runProgram(argv: readonly string[], options: ProgramOptions): Promise<string> {
   const [program = '', ...args] = argv;
   return new Promise((resolve, reject) => {
@@ -38,6 +41,9 @@ export function runProgram(argv: readonly string[], options: ProgramOptions): Pr
           typeof error.code === 'number' &&
           options.answerCodes?.includes(error.code) === true;
         if (error === null || isAnswer) return resolve(stdout);
+        if (error.code === 'ENOENT') {
+          return reject(new CodedError('host/program-missing', program));
+        }
         const what = argv.join(' ').slice(0, 200);
         reject(
           new CodedError(
