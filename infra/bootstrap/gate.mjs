@@ -2,8 +2,10 @@
 //
 // Types, lint, Rust's tests, unit tests, end-to-end tests; each runs even when an earlier one
 // failed, so that one run tells all. Words given are file filters for vitest and leave out the
-// rest (`npm test -- runners/ledger`). Closes with what took long, the reasons of all skips, and
-// one line `N passed, N failed, N skipped`; types and lint count as one check each.
+// rest (`npm test -- runners/ledger`). `npm test` runs the few files that failed once more, alone,
+// and names those that then pass: each of them is a defect, and fails `npm run ready`, which
+// runs nothing twice. Closes with what took long, the reasons of all skips, and one line
+// `N passed, N failed, N skipped`; types and lint count as one check each.
 import { spawn } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs';
 import { join, resolve } from 'node:path';
@@ -12,6 +14,8 @@ const root = resolve(import.meta.dirname, '../..');
 const reports = join(root, '.cache/reports');
 /** Slowest tests that are listed. */
 const slowestCount = 10;
+/** More failed files than these are no accident, and are not run again. */
+const secondTriesMax = 4;
 /** The line that a test prints when something it needs is missing. */
 const skipPattern = /\b(?:skipped:|are skipped|is skipped)/i;
 
@@ -36,12 +40,26 @@ const check = async (command, args) => {
   return { passed: 1 - failed, failed, skipped: 0, tests: [], reasons: [] };
 };
 
+/** Runs what failed once more, alone, and books what passes then apart. */
+const withSecondTry = async (first, runAgain) => {
+  const { broken } = first;
+  if (first.failed === 0 || broken.length === 0 || broken.length > secondTriesMax) return first;
+  console.log(`\n── once more, alone: ${broken.join(', ')}`);
+  const second = await runAgain(broken);
+  const failed = Math.min(second.failed, first.failed);
+  const repaired = first.failed - failed;
+  return {
+    ...first, failed, passed: first.passed + repaired,
+    unsteady: repaired > 0 ? first.failures.filter((name) => !second.failures.includes(name)) : [],
+  };
+};
+
 const reasonsIn = (text) =>
   text.split('\n').filter((line) => skipPattern.test(line)).map((line) => line.trim());
 
-const cargoTests = async () => {
+const cargoTests = async (which) => {
   const native = join(root, 'native');
-  const { code, text } = await run('cargo', ['test', '--workspace', '--quiet', '--no-fail-fast'], native);
+  const { code, text } = await run('cargo', ['test', ...which, '--quiet', '--no-fail-fast'], native);
   const sum = (pattern) =>
     [...text.matchAll(pattern)].reduce((total, [, count]) => total + Number(count), 0);
   const failed = sum(/(\d+) failed;/g);
@@ -49,6 +67,20 @@ const cargoTests = async () => {
     passed: sum(/test result: .* (\d+) passed;/g), skipped: sum(/(\d+) ignored;/g),
     // A crate that does not compile reports no failed test.
     failed: code !== 0 && failed === 0 ? 1 : failed, tests: [], reasons: reasonsIn(text),
+    broken: [...text.matchAll(/^ {4}`(-p [^`]+)`$/gm)].map(([, words]) => words),
+    failures: [...text.matchAll(/^---- (\S+) stdout ----$/gm)].map(([, name]) => name),
+  };
+};
+
+const allCargoTests = () => cargoTests(['--workspace']);
+
+/** Each target by itself: cargo's words for one leave out the others. */
+const cargoTestsAgain = async (broken) => {
+  const results = [];
+  for (const target of broken) results.push(await cargoTests(target.split(' ')));
+  return {
+    failed: results.reduce((total, one) => total + one.failed, 0),
+    failures: results.flatMap((one) => one.failures),
   };
 };
 
@@ -59,13 +91,16 @@ const vitest = async (project, filters) => {
     'run', '--project', project, '--passWithNoTests', '--reporter=default', '--reporter=json',
     `--outputFile.json=${file}`, ...filters,
   ]);
-  if (!existsSync(file)) return { passed: 0, failed: 1, skipped: 0, tests: [], reasons: [] };
+  if (!existsSync(file)) {
+    return { passed: 0, failed: 1, skipped: 0, tests: [], reasons: [], broken: [], failures: [] };
+  }
   const report = JSON.parse(readFileSync(file, 'utf8'));
   const brokenFiles = report.testResults
     .filter((one) => one.status === 'failed' && one.assertionResults.length === 0);
   const failed = report.numFailedTests + brokenFiles.length;
   const tests = report.testResults.flatMap((one) => one.assertionResults.map((result) => ({
     name: `${one.name.slice(root.length + 1)}: ${result.fullName}`, ms: result.duration ?? 0,
+    failed: result.status === 'failed',
     skipped: result.status === 'pending' || result.status === 'skipped' || result.status === 'todo',
   })));
   const skippedNames = tests.filter((test) => test.skipped).map((test) => `skipped: ${test.name}`);
@@ -73,6 +108,10 @@ const vitest = async (project, filters) => {
     passed: report.numPassedTests, failed: code !== 0 && failed === 0 ? 1 : failed,
     skipped: report.numPendingTests + report.numTodoTests, tests,
     reasons: [...reasonsIn(text), ...skippedNames],
+    broken: report.testResults.filter((one) => one.status === 'failed')
+      .map((one) => one.name.slice(root.length + 1)),
+    failures: [...brokenFiles.map((one) => one.name.slice(root.length + 1)),
+      ...tests.filter((test) => test.failed).map((test) => test.name)],
   };
 };
 
@@ -84,15 +123,16 @@ const generatedFiles = async () => {
 };
 
 const stagesFor = (gate, filters) => {
-  const tests = [
-    ['unit tests', () => vitest('unit', filters)],
-    ['end-to-end tests', () => vitest('e2e', filters)],
-  ];
+  const tried = async (once, again) =>
+    (gate === 'ready' ? once() : withSecondTry(await once(), again));
+  const project = (name) => () =>
+    tried(() => vitest(name, filters), (broken) => vitest(name, broken));
+  const tests = [['unit tests', project('unit')], ['end-to-end tests', project('e2e')]];
   if (filters.length > 0) return tests;
   return [
     ['types', () => check('tsc', ['-b'])],
     ['lint', () => check('oxlint', ['--type-aware', '.'])],
-    ['Rust tests', cargoTests],
+    ['Rust tests', () => tried(allCargoTests, cargoTestsAgain)],
     ...tests,
     ...(gate === 'ready' ? [
       ['Rust lint', () => check('cargo', [
@@ -118,6 +158,10 @@ const summarise = (results) => {
   for (const test of slowest.slice(0, slowestCount)) console.log(`${seconds(test.ms)}  ${test.name}`);
   const reasons = new Set(results.flatMap(({ result }) => result.reasons));
   if (reasons.size > 0) console.log(`Skips and their reasons:\n  ${[...reasons].join('\n  ')}`);
+  const unsteady = results.flatMap(({ result }) => result.unsteady ?? []);
+  if (unsteady.length > 0) {
+    console.log(`Failed, then passed alone (each is a defect to be found):\n  ${unsteady.join('\n  ')}`);
+  }
   console.log(`\n${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`);
   return total.failed === 0 && total.passed > 0;
 };
