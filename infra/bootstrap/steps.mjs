@@ -12,7 +12,7 @@ const temporalModule = 'github.com/temporalio/cli/cmd/temporal@v1.5.1';
 const temporalServerLeast = [1, 28];
 
 /** The programs of the workspace beside the addon and the witness, whichever are there. */
-const nativePrograms = ['guard', 'wan', 'probe'];
+const nativePrograms = ['guard', 'wan', 'probe', 'image-digest'];
 
 /** A CLI built from its Go module calls itself 0.0.0-DEV; the server inside has its version. */
 const temporalWorks = async (program) => {
