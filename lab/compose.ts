@@ -54,6 +54,8 @@ export interface ComposeOptions {
   readonly program: QemuProgram;
   /** Default: TCG, which is the same on every machine. */
   readonly accelerator?: 'tcg' | 'kvm';
+  /** Where hosts look for files that hold moved VMs before their first instruction. */
+  readonly holdDirectory?: string;
   /** Called as each part is up, with what it is. */
   readonly onStep?: (step: string) => void;
 }
@@ -190,6 +192,7 @@ async function startHost(
     imageDirectories: [imageDirectory(lab)],
     guardPath, accelerator: options.accelerator ?? 'tcg', uidBase: firstUid + host.number * 1_000,
     metrics: listenAt(host.managementAddress, labPorts.metrics),
+    holdDirectory: options.holdDirectory ?? null,
   });
   await lab.start({
     name: `host-${host.name}`, namespace: host.namespace, ready: 'line',

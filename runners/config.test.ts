@@ -49,6 +49,8 @@ describe('loadConfig', () => {
     ['wrong version', { version: 2 }, /version: .*write 1/],
     ['root for QEMU', { uidBase: 0 }, /uidBase: a uid of at least 1000/],
     ['lab habits in production', { profile: 'production' }, /temporal\.tls: null is for the lab.*payloadKeysPath/],
+    ['a hold in production', { profile: 'production', holdDirectory: '/run/hold' },
+      /holdDirectory: it is for the lab; remove it/],
     ['not JSON', '{"version":1,', /host\.json: not JSON/],
   ])('%s: says file, field and what to write', (_name, change, expected) => {
     expect(problem(change)).toMatch(expected);

@@ -79,6 +79,8 @@ export const hostConfig = z.strictObject({
   accelerator: z.enum(['tcg', 'kvm']),
   /** First uid for QEMU processes, one per VM; below 1000 are system users. */
   uidBase: z.int().min(1_000, 'a uid of at least 1000').max(2_000_000_000),
+  /** Lab only: a moved VM with a file of its name here waits before its first instruction. */
+  holdDirectory: path.nullable().default(null),
 });
 export type HostConfig = z.infer<typeof hostConfig>;
 
@@ -103,7 +105,8 @@ export type ControlConfig = z.infer<typeof controlConfig>;
 
 /** Names of fields that hold paths, resolved against the folder of the file. */
 const pathFields = new Set(['stateDir', 'runtimeDir', 'memoryDir', 'certPath', 'keyPath', 'caPath',
-  'revokedPath', 'payloadKeysPath', 'guardPath']);
+  'revokedPath', 'payloadKeysPath', 'guardPath',
+  'holdDirectory']);
 
 function resolvePaths(value: unknown, folder: string): unknown {
   if (Array.isArray(value)) return value.map((item) => resolvePaths(item, folder));
@@ -131,13 +134,17 @@ function describeIssues(error: z.ZodError): string {
 
 /** The checks that single fields can't make; answers problems. */
 function productionProblems(config: object): string[] {
-  const { profile, temporal: server, payloadKeysPath } = config as Partial<HostConfig>;
+  const {
+    profile, temporal: server, payloadKeysPath, holdDirectory,
+  } = config as Partial<HostConfig>;
   if (profile !== 'production') return [];
   return [
     ...(server?.tls === null
       ? ['temporal.tls: null is for the lab; write certPath, keyPath, caPath'] : []),
     ...(payloadKeysPath === null
       ? ['payloadKeysPath: null is for the lab; write the path of the keys'] : []),
+    ...(typeof holdDirectory === 'string'
+      ? ['holdDirectory: it is for the lab; remove it'] : []),
   ];
 }
 

@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import type { WitnessStatus } from '../client/witness-line.ts';
+import { withComparison } from './disk-series.ts';
 import { qemuOptions } from './engines/qemu-process.ts';
 import { peerSettings } from './engines/qemu.ts';
 import { guestDamage, loadRequest } from './measure.ts';
@@ -50,6 +51,27 @@ describe('guestDamage', () => {
     ['acknowledged', { readBack: { ...writes, ackedWrites: 0 } }],
   ])('names what is wrong: %s', (word, change) => {
     expect(guestDamage({ before, after, readBack: writes, ...change })).toContain(word);
+  });
+});
+
+describe('withComparison', () => {
+  const comparison = {
+    blockBytes: 1, blocks: 9, dataBlocks: 3, sourceDigest: 'a', targetDigest: 'a',
+    unequalBlocks: 0, firstUnequal: [], tookMs: 1,
+  };
+  it('leaves a run alone whose disks were equal, and one that failed anyway', () => {
+    const good = run('direct', { details: { comparison, heldMs: 5 } });
+    expect(withComparison(good)).toEqual({ ...good, details: { heldMs: 5 }, comparison });
+    const failed = run('direct', { guestVerified: false, outcome: 'failed', reason: 'x' });
+    expect(withComparison(failed)).toMatchObject({ outcome: 'failed', reason: 'x' });
+  });
+  it('fails a run whose disks differ or were not compared', () => {
+    const unequal = { ...comparison, unequalBlocks: 2, firstUnequal: [4, 7] };
+    expect(withComparison(run('direct', { details: { comparison: unequal } }))).toMatchObject({
+      guestVerified: false, outcome: 'guest-damaged',
+      reason: '2 of 9 disk blocks differ at Started, the first is 4',
+    });
+    expect(withComparison(run('direct', {})).reason).toMatch(/not compared/);
   });
 });
 

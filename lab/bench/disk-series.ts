@@ -1,13 +1,23 @@
-/** Moves of a guest with a disk in use, each beside a plain copy of the used part over the link. */
+/**
+ * Moves of a guest with a disk in use, each beside a plain copy of the used part over the link. Every
+ * move is held at Started until the disks of both sides were compared block by block: the hold is in
+ * its downtime and gaps, which are therefore no figures of these runs.
+ */
 import { createWriteStream, mkdirSync, truncateSync, writeFileSync } from 'node:fs';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { join } from 'node:path';
+import { vmName } from '../../contracts/identity.ts';
+import { diskPath, vmPaths } from '../../runners/hypervisor/vm-directory.ts';
 import { runCommand } from '../command.ts';
+import { hostStateDirectory } from '../compose.ts';
 import type { GuestImage, QemuProgram } from '../guest-image.ts';
 import type { Lab } from '../lab.ts';
+import type { LabHost } from '../network/plan.ts';
 import type { DirectPlant } from './engines/direct.ts';
-import type { GuestOrder } from './engine.ts';
+import type { AtStarted, GuestOrder } from './engine.ts';
+import { compareDisks } from './disk-comparison.ts';
+import type { DiskComparison } from './disk-comparison.ts';
 import { measureRun, meetGuest } from './measure.ts';
 import type { RunRecord } from './measure.ts';
 import { plainCopyMs } from './plain-copy.ts';
@@ -22,8 +32,8 @@ export interface DiskSeriesOptions {
   readonly formats: readonly ('raw' | 'qcow2')[];
   readonly sizeBytes: number;
   readonly usedBytes: number;
-  /** Rates at which the guest writes to its disk during the move. */
-  readonly writeBytesPerSecond: readonly number[];
+  /** Rates at which the guest writes to its disk during the move; null: as fast as it can. */
+  readonly writeBytesPerSecond: readonly (number | null)[];
   readonly runs: number;
   readonly memoryBytes: number;
   readonly vcpuCount: number;
@@ -32,7 +42,9 @@ export interface DiskSeriesOptions {
 /** A run of the disk benchmark. */
 export interface DiskRecord extends RunRecord {
   readonly format: 'raw' | 'qcow2';
-  readonly writeBytesPerSecond: number;
+  readonly writeBytesPerSecond: number | null;
+  /** What the guest really wrote a second, before the move began. */
+  readonly writtenBytesPerSecond: number | null;
   readonly diskBytes: number;
   readonly usedBytes: number;
   readonly plainCopyMs: number;
@@ -40,6 +52,8 @@ export interface DiskRecord extends RunRecord {
   readonly diskMs: number | null;
   /** diskMs over the plain copy; null when the move did not complete. */
   readonly ratio: number | null;
+  /** Null when the move did not come to Started. */
+  readonly comparison: DiskComparison | null;
 }
 
 /** Data that does not compress, as a file. */
@@ -101,6 +115,32 @@ function diskGuest(
   };
 }
 
+/** Compares the disks of the two hosts; done while the move is held at Started. */
+const comparing = (place: DiskPlace, format: 'raw' | 'qcow2'): AtStarted =>
+  async ({ source, target, vm }) => {
+    const diskOn = (host: LabHost): string => diskPath(
+      vmPaths(join(hostStateDirectory(place.lab, host), 'vms'), vmName(vm)), 'data');
+    const comparison = await compareDisks({
+      format, source: diskOn(source), target: diskOn(target), qemu: place.program,
+      scratch: join(place.lab.directories.data, 'compared'),
+    });
+    return { comparison };
+  };
+
+/** A run that verified is still none when the disks were not compared, or were not equal. Pure. */
+export function withComparison(seen: RunRecord): RunRecord & {
+  readonly comparison: DiskComparison | null;
+} {
+  const { comparison: found, ...details } = seen.details;
+  const comparison = (found ?? null) as DiskComparison | null;
+  const record = { ...seen, details, comparison };
+  if (!seen.guestVerified || comparison?.unequalBlocks === 0) return record;
+  const reason = comparison === null ? 'the disks were not compared at Started'
+    : `${comparison.unequalBlocks} of ${comparison.blocks} disk blocks differ at Started,`
+      + ` the first is ${comparison.firstUnequal[0] ?? '?'}`;
+  return { ...record, guestVerified: false, outcome: 'guest-damaged', reason };
+}
+
 /** Makes the runs; each record is handed out as soon as it is there. */
 export async function runDiskSeries(
   options: DiskSeriesOptions, place: DiskPlace, onRecord: (record: DiskRecord) => void,
@@ -110,31 +150,43 @@ export async function runDiskSeries(
   for (let run = 1; run <= options.runs; run += 1) {
     for (const format of options.formats) {
       for (const writeBytesPerSecond of options.writeBytesPerSecond) {
-        const sourceImage = images.byFormat.get(format) ?? null;
-        const engine = await place.plant.engine(diskGuest(place, options, { format, sourceImage }));
-        place.tell(`direct: booting a guest with a ${format} disk`);
-        await engine.boot();
-        await (await meetGuest(place.lab, '198.18.1.100')).close();
-        const copyMs = await plainCopyMs(place.lab, images.used);
-        const seen = await measureRun({
-          lab: place.lab, engine, run, address: '198.18.1.100', limitMs,
-          load: {
-            dirtyBytesPerSecond: 5_000_000, workingSetBytes: 16 * mebibyte, order: 'random',
-            pages: 'full', diskBytesPerSecond: writeBytesPerSecond,
-          },
-        });
-        await engine.discard();
-        const { diskMs: phaseMs } = seen.details;
-        const diskMs = typeof phaseMs === 'number' ? phaseMs : null;
-        const record: DiskRecord = {
-          ...seen, format, writeBytesPerSecond, diskBytes: options.sizeBytes,
-          usedBytes: options.usedBytes, plainCopyMs: Math.round(copyMs),
-          diskMs, ratio: diskMs === null ? null : Number((diskMs / copyMs).toFixed(3)),
-        };
+        const record = await oneRun(options, place, { images, run, format, writeBytesPerSecond });
         records.push(record);
         onRecord(record);
       }
     }
   }
   return records;
+}
+
+async function oneRun(
+  options: DiskSeriesOptions, place: DiskPlace, what: {
+    readonly images: Images; readonly run: number; readonly format: 'raw' | 'qcow2';
+    readonly writeBytesPerSecond: number | null;
+  },
+): Promise<DiskRecord> {
+  const { images, run, format, writeBytesPerSecond } = what;
+  const sourceImage = images.byFormat.get(format) ?? null;
+  const guest = diskGuest(place, options, { format, sourceImage });
+  const engine = await place.plant.engine(guest, comparing(place, format));
+  place.tell(`direct: booting a guest with a ${format} disk`);
+  await engine.boot();
+  await (await meetGuest(place.lab, '198.18.1.100')).close();
+  const copyMs = await plainCopyMs(place.lab, images.used);
+  const seen = await measureRun({
+    lab: place.lab, engine, run, address: '198.18.1.100', limitMs,
+    load: {
+      dirtyBytesPerSecond: 5_000_000, workingSetBytes: 16 * mebibyte, order: 'random',
+      pages: 'full', diskBytesPerSecond: writeBytesPerSecond ?? Number.MAX_SAFE_INTEGER,
+    },
+  });
+  await engine.discard();
+  const { diskMs: phaseMs, writtenBytesPerSecond } = seen.details;
+  const diskMs = typeof phaseMs === 'number' ? phaseMs : null;
+  return {
+    ...withComparison(seen), format, writeBytesPerSecond, diskBytes: options.sizeBytes,
+    writtenBytesPerSecond: typeof writtenBytesPerSecond === 'number' ? writtenBytesPerSecond : null,
+    usedBytes: options.usedBytes, plainCopyMs: Math.round(copyMs),
+    diskMs, ratio: diskMs === null ? null : Number((diskMs / copyMs).toFixed(3)),
+  };
 }

@@ -24,6 +24,11 @@ export interface GuestOrder {
   readonly disk?: { readonly format: 'raw' | 'qcow2'; readonly sourceImage: string | null };
 }
 
+/** What a benchmark does while a moved guest is held at Started: what it answers is shown. */
+export type AtStarted = (place: {
+  readonly source: LabHost; readonly target: LabHost; readonly vm: string;
+}) => Promise<Readonly<Record<string, unknown>>>;
+
 /** One move as the engine saw it; stamps of events are on the machine's wall clock. */
 export type MoveReport =
   | {

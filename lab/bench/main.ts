@@ -234,8 +234,10 @@ interface DiskFlags {
 }
 
 const tellDiskRun = (record: DiskRecord): string =>
-  `${record.format.padEnd(5)} written at ${formatBytes(record.writeBytesPerSecond)}/s  `
-  + `${tellRun(record)}  disk ${record.diskMs ?? '-'} ms, plain copy ${record.plainCopyMs} ms, ratio ${record.ratio ?? '-'}`;
+  `${record.format.padEnd(5)} written at ${formatBytes(record.writtenBytesPerSecond ?? 0)}/s  `
+  + `${tellRun(record)}  disk ${record.diskMs ?? '-'} ms, plain copy ${record.plainCopyMs} ms, `
+  + `ratio ${record.ratio ?? '-'}, ${record.comparison === null ? 'not compared'
+    : `${record.comparison.unequalBlocks} of ${record.comparison.blocks} blocks differ`}`;
 
 async function benchDisk(flags: DiskFlags): Promise<void> {
   await inLab(flags, async (surroundings) => {
@@ -244,7 +246,7 @@ async function benchDisk(flags: DiskFlags): Promise<void> {
       await shapeLink(surroundings.lab, flags);
       const records = await runDiskSeries({
         formats: flags.formats, sizeBytes: flags.size, usedBytes: flags.used,
-        writeBytesPerSecond: flags.writeRates, runs: flags.runs, memoryBytes: flags.memory,
+        writeBytesPerSecond: flags.writeRates.map(finiteOrNull), runs: flags.runs, memoryBytes: flags.memory,
         vcpuCount: flags.vcpus,
       }, { ...surroundings, plant }, (record) => {
         process.stdout.write(
@@ -294,11 +296,12 @@ program.command('migrate')
   .addHelpText('after', figuresExplained)
   .action(async (flags: MigrateFlags) => await benchMigrate(flags));
 program.command('disk')
-  .description('Moves a guest with a disk in use, beside a plain copy of the used part.')
+  .description('Moves a guest with a disk in use, beside a plain copy of the used part; holds each move '
+    + 'at Started and compares the blocks of both disks.')
   .option('--size <size>', 'size of the disk', size, parseBytes('2GiB'))
   .option('--used <size>', 'data on it that does not compress', size, parseBytes('500MB'))
   .option('--formats <list>', 'of raw,qcow2', formatList, ['raw', 'qcow2'])
-  .option('--write-rates <list>', 'what the guest writes to it a second, e.g. 20MB/s,200MB/s',
+  .option('--write-rates <list>', 'what the guest writes to it a second, e.g. 20MB/s,max',
     (text: string) => text.split(',').map(rate), [parseBytes('20MB')])
   .option('--memory <size>', 'memory of the guest', size, parseBytes('512MiB'))
   .option('--vcpus <n>', 'vCPUs of the guest', count, 1)

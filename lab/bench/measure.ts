@@ -110,15 +110,28 @@ interface Seen {
   readonly damage: string | null;
   readonly writes: ReadBack | null;
   readonly dirtyBytesPerSecond: number;
+  readonly diskBytesPerSecond: number | null;
+}
+
+/** What the guest wrote to its disk a second between two looks; null when it does not count. Pure. */
+function diskRateOf(looks: {
+  readonly begun: WitnessStatus; readonly before: WitnessStatus; readonly elapsedMs: number;
+}): number | null {
+  const [first, last] = [looks.begun['diskBytesWritten'], looks.before['diskBytesWritten']];
+  if (typeof first !== 'number' || typeof last !== 'number') return null;
+  return Math.round(((last - first) * 1000) / looks.elapsedMs);
 }
 
 async function watchMove(order: RunOrder, client: OutsideClient): Promise<Seen> {
   const { lab, engine, load, limitMs } = order;
   await client.witness(loadRequest(load));
-  await client.witness({ op: 'start' });
+  const begun = await client.witness({ op: 'start' });
+  const begunMs = performance.now();
   await client.startWriting();
   await sleep(restingMs);
   const before = await client.witness({ op: 'status' });
+  const diskBytesPerSecond = load.diskBytesPerSecond === undefined ? null
+    : diskRateOf({ begun, before, elapsedMs: performance.now() - begunMs });
   const resting = await client.report();
   await client.mark();
   const meter = await MoveMeter.begin([lab.host(1), lab.host(2)]);
@@ -126,6 +139,7 @@ async function watchMove(order: RunOrder, client: OutsideClient): Promise<Seen> 
   const cost = await meter.end();
   const common = {
     resting, move, cost, dirtyBytesPerSecond: before.dirtyRateAchievedBytesPerSecond,
+    diskBytesPerSecond,
   };
   if (move.outcome !== 'completed') return { ...common, around: null, damage: null, writes: null };
   await sleep(afterMs);
@@ -179,6 +193,8 @@ function recordOf(order: RunOrder, seen: Seen): RunRecord {
     dirtyBytesPerSecond: Math.round(seen.dirtyBytesPerSecond),
     details: {
       ...done?.details,
+      ...(seen.diskBytesPerSecond === null
+        ? {} : { writtenBytesPerSecond: seen.diskBytesPerSecond }),
       ...(cost.runnerRssBytesMax > 0 ? { runnerRssBytesMax: cost.runnerRssBytesMax } : {}),
     },
   };

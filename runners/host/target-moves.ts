@@ -80,7 +80,7 @@ export class TargetMoves {
   }
 
   async #make(input: PrepareInput): Promise<void> {
-    const { hypervisor, lanes, world, log } = this.#context;
+    const { hypervisor, lanes, world, log, config } = this.#context;
     const { vm, migration, epoch, source, running, policy } = input;
     const incarnation = newIncarnation();
     const monitor = await hypervisor.createTarget({ running, incarnation });
@@ -108,7 +108,9 @@ export class TargetMoves {
       });
       const move = new TargetMove({
         migration, vm, source, epoch, world, session,
-        vmm: targetVmm({ hypervisor, monitor, vm, incarnation }),
+        vmm: targetVmm({
+          hypervisor, monitor, vm, incarnation, holdDirectory: config.holdDirectory,
+        }),
         gates: await this.#context.gatesOf(vm),
         log: log.child({ vm, migration }),
       });

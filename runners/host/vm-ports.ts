@@ -4,6 +4,7 @@ import type { Incarnation, VmName } from '../../contracts/identity.ts';
 import { closeExports } from '../hypervisor/disk-mirror.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { VcpuStamp, VmMonitor } from '../hypervisor/vm-monitor.ts';
+import { holdBeforeResume } from './hold-before-resume.ts';
 import type { SourceVmm, Stamped, TargetVmm } from './move/ports.ts';
 
 export interface VmmPlace {
@@ -11,6 +12,10 @@ export interface VmmPlace {
   readonly monitor: VmMonitor;
   readonly vm: VmName;
   readonly incarnation: Incarnation;
+}
+/** The incoming one, which a lab may hold before its first instruction (hold-before-resume.ts). */
+export interface TargetPlace extends VmmPlace {
+  readonly holdDirectory: string | null;
 }
 
 /** Loading waits for the source's whole pre-copy, which the move's own deadline bounds, ms. */
@@ -43,8 +48,8 @@ export const sourceVmm = (place: VmmPlace): SourceVmm => ({
 });
 
 /** The incoming VMM at the target. */
-export function targetVmm(place: VmmPlace): TargetVmm {
-  const { hypervisor, monitor, vm } = place;
+export function targetVmm(place: TargetPlace): TargetVmm {
+  const { hypervisor, monitor, vm, holdDirectory } = place;
   let resumed = false;
   monitor.qmp.onEvent((event) => {
     if (event.name === 'RESUME') resumed = true;
@@ -56,7 +61,10 @@ export function targetVmm(place: VmmPlace): TargetVmm {
       await monitor.waitIncomingCompleted(loadTimeoutMs);
     },
     closeExports: () => closeExports(monitor.qmp),
-    resume: async () => stamped(await monitor.cont()),
+    resume: async () => {
+      await holdBeforeResume(holdDirectory, vm);
+      return stamped(await monitor.cont());
+    },
     announce: () => monitor.announceSelf(),
     stamp: (epoch) => hypervisor.stampImage({ vm, epoch }),
     kill: async () => {

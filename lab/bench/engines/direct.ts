@@ -3,6 +3,8 @@
  * `migrateVm` on the lab's Temporal, from request to settled. Its figures come from the same
  * observers as the peers'; only `totalMs` is the session's own clock, as QEMU's is QEMU's.
  */
+import { existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Client } from '@temporalio/client';
 import { CodedError } from '../../../contracts/failures.ts';
@@ -15,19 +17,21 @@ import { runLifecycle } from '../../../payloads/lifecycle-client.ts';
 import {
   commandMigration, migrationOutcome, startMigration, viewMigration,
 } from '../../../payloads/migration-client.ts';
+import { holdFiles } from '../../../runners/host/hold-before-resume.ts';
 import { vmPaths } from '../../../runners/hypervisor/vm-directory.ts';
-import { join } from 'node:path';
 import {
   composeLab, connectLabTemporal, hostStateDirectory, labSegment,
 } from '../../compose.ts';
 import type { GuestImage, QemuProgram } from '../../guest-image.ts';
 import type { Lab } from '../../lab.ts';
 import type { LabHost } from '../../network/plan.ts';
-import type { BenchEngine, GuestOrder, MoveReport } from '../engine.ts';
+import type { AtStarted, BenchEngine, GuestOrder, MoveReport } from '../engine.ts';
 import { Observer, downtimeMsOf } from '../observer.ts';
 import { benchCpuModel, benchMachineType } from './qemu-process.ts';
 
 const observerMsMax = 60_000;
+/** How often it is looked whether a held guest stands, ms. */
+const heldLookMs = 10;
 
 /** What the product is composed of for a benchmark. */
 export interface DirectPlantOptions {
@@ -63,6 +67,9 @@ export function specOf(options: {
 export const observerSocketOf = (lab: Lab, host: LabHost, vm: VmName): string =>
   vmPaths(join(hostStateDirectory(lab, host), 'vms'), vm).observerSocket;
 
+/** Where hosts of a benchmark look whether a moved guest is to be held. */
+const holdDirectoryOf = (lab: Lab): string => join(lab.directories.data, 'hold');
+
 /** The composed product. */
 export class DirectPlant {
   readonly #options: DirectPlantOptions;
@@ -75,15 +82,19 @@ export class DirectPlant {
   }
 
   static async raise(options: DirectPlantOptions): Promise<DirectPlant> {
-    const services = await composeLab(options);
+    const holdDirectory = holdDirectoryOf(options.lab);
+    mkdirSync(holdDirectory, { recursive: true });
+    const services = await composeLab({ ...options, holdDirectory });
     return new DirectPlant(options, await connectLabTemporal(services));
   }
 
-  /** An engine for one guest. */
-  async engine(guest: GuestOrder): Promise<BenchEngine> {
+  /** An engine for one guest; with `atStarted` each of its moves is held at Started for it. */
+  async engine(guest: GuestOrder, atStarted: AtStarted | null = null): Promise<BenchEngine> {
     this.#engines += 1;
     return await Promise.resolve(
-      new DirectEngine({ ...this.#options, client: this.#client, guest, number: this.#engines }));
+      new DirectEngine({
+        ...this.#options, client: this.#client, guest, number: this.#engines, atStarted,
+      }));
   }
 
   async close(): Promise<void> {
@@ -95,6 +106,7 @@ interface DirectEngineOptions extends DirectPlantOptions {
   readonly client: Client;
   readonly guest: GuestOrder;
   readonly number: number;
+  readonly atStarted: AtStarted | null;
 }
 
 class DirectEngine implements BenchEngine {
@@ -149,17 +161,21 @@ class DirectEngine implements BenchEngine {
     const begunMs = performance.now();
     const watching = Observer.attach(observerSocketOf(lab, targetHost, vm), observerMsMax)
       .catch(() => null);
+    const held = this.#hold(vm, { source: this.#host, target: targetHost });
     const { migration } = await startMigration(client, {
       version: 1, vm, target: hostName(targetHost.name), request: requestId(`m${this.#requests}`),
       policy: { ...defaultPolicy, ...policy, deadlineMs: limitMs },
     });
     const disk = this.#options.guest.diskBytes > 0 ? timeDiskPhase(client, migration) : null;
     const outcome = await this.#outcome(migration, limitMs);
-    const diskMs = disk === null ? null : await disk.end();
+    const diskPhase = disk === null ? null : await disk.end();
+    const seenHeld = await held.end();
     const workflowMs = performance.now() - begunMs;
     if (outcome === null) return { outcome: 'timeout', reason: `no outcome in ${limitMs} ms` };
     const target = outcome.kind === 'completed' ? await watching : null;
-    const report = reportOf({ outcome, source, target, workflowMs, diskMs });
+    const report = reportOf({
+      outcome, source, target, workflowMs, diskPhase, seenHeld,
+    });
     if (report.outcome === 'completed') {
       source.close();
       this.#observer = target;
@@ -181,6 +197,41 @@ class DirectEngine implements BenchEngine {
     const { client } = this.#options;
     await runLifecycle(client, { step: 'stop', input: { ...input, graceMs: 0 } });
     await runLifecycle(client, { step: 'delete', input });
+  }
+
+  /** Holds the move at Started, if somebody wants that, until `atStarted` has done its work. */
+  #hold(
+    vm: VmName, hosts: { readonly source: LabHost; readonly target: LabHost },
+  ): { readonly end: () => Promise<Readonly<Record<string, unknown>>> } {
+    const { atStarted, lab } = this.#options;
+    if (atStarted === null) return { end: () => Promise.resolve({}) };
+    const { hold, held } = holdFiles(holdDirectoryOf(lab), vm);
+    writeFileSync(hold, '');
+    let isOver = false;
+    const work = (async (): Promise<Readonly<Record<string, unknown>>> => {
+      while (!existsSync(held)) {
+        if (isOver) return {};
+        await sleep(heldLookMs);
+      }
+      const beganMs = performance.now();
+      try {
+        const found = await atStarted({ ...hosts, vm });
+        return { ...found, heldMs: Math.round(performance.now() - beganMs) };
+      } finally {
+        rmSync(hold, { force: true });
+      }
+    })();
+    work.catch(() => undefined);
+    return {
+      end: async () => {
+        isOver = true;
+        try {
+          return await work;
+        } finally {
+          rmSync(hold, { force: true });
+        }
+      },
+    };
   }
 
   async #outcome(
@@ -208,16 +259,34 @@ class DirectEngine implements BenchEngine {
 /** How often the phase is asked for: the error of a disk phase's time is at most twice this. */
 const phaseLookMs = 50;
 
-/** Times the phase `copy-disk` of a move from outside; `end` answers ms, null if never seen. */
+/** The disk's part of a move, as seen from outside. */
+interface DiskPhase {
+  /** Length of the phase `copy-disk`, ms; null if it was never seen. */
+  readonly diskMs: number | null;
+  /** Modes of the mirror that users were shown in it, in their order. */
+  readonly mirrorModes: readonly string[];
+  /** What users were told of it last. */
+  readonly mirrorSaid: string;
+}
+
+/** Follows the phase `copy-disk` of a move until it is over or `end` is called. */
 function timeDiskPhase(
   client: Client, migration: Parameters<typeof viewMigration>[1],
-): { readonly end: () => Promise<number | null> } {
+): { readonly end: () => Promise<DiskPhase> } {
   let [begunMs, endedMs, isOver]: [number | null, number | null, boolean] = [null, null, false];
+  const mirrorModes: string[] = [];
+  let mirrorSaid = '';
   const looking = (async (): Promise<void> => {
     while (!isOver && endedMs === null) {
       const view = await viewMigration(client, migration).catch(() => null);
-      if (view?.status.phase === 'copy-disk') begunMs ??= performance.now();
-      else if (begunMs !== null) endedMs = performance.now();
+      if (view?.status.phase === 'copy-disk') {
+        begunMs ??= performance.now();
+        const { mirrorMode = 'none', convergence = '' } = view.status.progress ?? {};
+        if (mirrorModes.at(-1) !== mirrorMode) mirrorModes.push(mirrorMode);
+        if (convergence !== '') mirrorSaid = convergence;
+      } else if (begunMs !== null) {
+        endedMs = performance.now();
+      }
       await sleep(phaseLookMs);
     }
   })();
@@ -225,16 +294,18 @@ function timeDiskPhase(
     end: async () => {
       isOver = true;
       await looking;
-      return begunMs === null || endedMs === null ? null : Math.round(endedMs - begunMs);
+      const diskMs = begunMs === null || endedMs === null ? null : Math.round(endedMs - begunMs);
+      return { diskMs, mirrorModes, mirrorSaid };
     },
   };
 }
 
 function reportOf(seen: {
   readonly outcome: MigrationOutcome; readonly source: Observer; readonly target: Observer | null;
-  readonly workflowMs: number; readonly diskMs: number | null;
+  readonly workflowMs: number; readonly diskPhase: DiskPhase | null;
+  readonly seenHeld: Readonly<Record<string, unknown>>;
 }): MoveReport {
-  const { outcome, source, target, workflowMs, diskMs } = seen;
+  const { outcome, source, target, workflowMs, diskPhase, seenHeld } = seen;
   if (outcome.kind === 'failed') {
     return { outcome: 'failed', reason: `${outcome.failure.code}: ${outcome.failure.detail}` };
   }
@@ -249,7 +320,7 @@ function reportOf(seen: {
   return {
     outcome: 'completed', downtimeMs, totalMs: figures.totalMs, rounds: figures.rounds,
     details: {
-      workflowMs: Math.round(workflowMs), diskMs, ownDowntimeMs: figures.downtimeMs,
+      workflowMs: Math.round(workflowMs), ...diskPhase, ...seenHeld, ownDowntimeMs: figures.downtimeMs,
       downtimePartsMs: figures.downtimeParts, bytesOnWire: figures.bytesOnWire,
       postCopyFaults: figures.postCopyFaults, convergence: figures.convergence,
     },
