@@ -88,7 +88,7 @@ export function explainMove(
     ...(lastFailure === null ? [] : [`last failure: ${lastFailure}`]),
     ...(status.progress?.paused === true ? ['the copy is paused'] : []),
     ...(status.progress?.mirrorMode === 'write-blocking'
-      ? ['the guest writes faster than the link: its disk writes are held back'] : []),
+      ? ['the disk writes of the guest wait for the target (write-blocking mirror)'] : []),
     ...(status.progress === null || status.progress.convergence === ''
       ? [] : [`convergence: ${status.progress.convergence}`]),
   ];

@@ -131,7 +131,7 @@ export function progressLine(view: ProgressView, columns: number | null): string
       ...(view.estimatedDowntimeMs === null
         ? [] : [`downtime ~${formatMillis(view.estimatedDowntimeMs)}`]),
       `${formatBytes(view.bytesOnWire)} on wire`,
-      ...(view.mirrorMode === 'write-blocking' ? ['disk writes held back'] : []),
+      ...(view.mirrorMode === 'write-blocking' ? ['disk writes wait for the target'] : []),
     ] : view.waitsFor === null ? [] : [`waits for ${view.waitsFor}`]),
   ];
   const line = parts.join('  ');

@@ -155,6 +155,28 @@ export async function mirrorProgress(qmp: QmpClient, disk: string): Promise<Mirr
   };
 }
 
+/** How a mirror calls a full target; NBD carries the error number, QEMU writes it as text. */
+const noSpaceLeft = /no space left/i;
+
+/**
+ * Source: why a mirror ended that should not have, from the events since `sinceEvent` (the mark from
+ * before its start): `disk/full` when the target had no room left, else `disk/mirror`.
+ */
+export function mirrorFailure(
+  qmp: Pick<QmpClient, 'seenSince'>,
+  options: { readonly disk: string; readonly sinceEvent: number },
+): CodedError {
+  const { disk, sinceEvent } = options;
+  const end = qmp
+    .seenSince('BLOCK_JOB_COMPLETED', sinceEvent)
+    .findLast(({ data }) => data['device'] === mirrorJob(disk));
+  const said = end?.data['error'];
+  const why = typeof said === 'string' ? said : 'the copy ended before it was in sync';
+  return noSpaceLeft.test(why)
+    ? new CodedError('disk/full', `${disk}: the target has no room left for it (${why})`)
+    : new CodedError('disk/mirror', `${disk}: ${why}`);
+}
+
 /**
  * Source: waits until the disk is in sync for the first time. Failures: disk/mirror, vmm/timeout.
  */

@@ -264,7 +264,7 @@ function stage(faults: Faults = {}) {
       drained: () => step('drain'),
       cut: () => step('disks-cut'),
       cancel: () => step('disks-cancel'),
-      progress: () => ({ bytesTotal: 0, bytesDone: 0, mode: 'none' }),
+      progress: () => ({ bytesTotal: 0, bytesDone: 0, mode: 'none', said: '' }),
     },
   });
   return {

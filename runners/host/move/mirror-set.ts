@@ -5,8 +5,8 @@
 import type { Logger } from 'pino';
 import { CodedError } from '../../../contracts/failures.ts';
 import {
-  askWriteBlocking, canChangeMirrorMode, cancelMirror, cutMirror, mirrorProgress, setMirrorSpeed,
-  startMirror, switchToWriteBlocking, waitMirrorDrained,
+  askWriteBlocking, canChangeMirrorMode, cancelMirror, cutMirror, mirrorFailure, mirrorProgress,
+  setMirrorSpeed, startMirror, switchToWriteBlocking, waitMirrorDrained,
 } from '../../hypervisor/disk-mirror.ts';
 import type { QmpClient } from '../../hypervisor/qmp/client.ts';
 import { freshPace, judgePace } from './mirror-pace.ts';
@@ -19,6 +19,11 @@ const drainTimeoutMs = 10_000;
 /** Going write-blocking waits for what is in flight, ms. */
 const tightenTimeoutMs = 60_000;
 
+/** What users read while, and after, a guest's writes are held back. */
+const outrunText = (disks: readonly string[]): string =>
+  `the guest writes to ${disks.join(', ')} faster than the link: its writes wait for the target`
+  + ' (write-blocking mirror)';
+
 interface Disk {
   readonly name: string;
   readonly sizeBytes: number;
@@ -30,7 +35,11 @@ export class MirrorSet implements SourceDisks {
   readonly #log: Logger;
   readonly #done = new Map<string, { done: number; total: number }>();
   #mode: MirrorProgress['mode'] = 'none';
+  readonly #heldBack = new Set<string>();
+  #said = '';
   #bytesPerSecond = 0;
+  /** Events of the VMM before the jobs of this move. */
+  #sinceEvent = 0;
   #started: Promise<void> | null = null;
   #cancelled = false;
 
@@ -52,6 +61,7 @@ export class MirrorSet implements SourceDisks {
 
   async #start(sockets: readonly string[]): Promise<void> {
     if (this.#disks.length === 0) return;
+    this.#sinceEvent = this.#qmp.eventCount;
     // Before 8.2 a running job can't become write-blocking, so it has to be from the start.
     const mode = canChangeMirrorMode(this.#qmp) ? 'background' as const : 'write-blocking' as const;
     for (const [index, { name }] of this.#disks.entries()) {
@@ -72,9 +82,7 @@ export class MirrorSet implements SourceDisks {
     let pace = freshPace(performance.now());
     while (!this.#cancelled) {
       const look = await mirrorProgress(this.#qmp, name);
-      if (look === null || look.failed) {
-        throw new CodedError('disk/mirror', `${name}: the copy ended before it was in sync`);
-      }
+      if (look === null || look.failed) throw this.#failureOf(name);
       this.#done.set(name, { done: look.bytesDone, total: look.bytesTotal });
       if (look.ready) return;
       const judged = judgePace(pace, {
@@ -87,9 +95,11 @@ export class MirrorSet implements SourceDisks {
   }
 
   async #block(name: string): Promise<void> {
-    if (this.#mode === 'write-blocking' || !canChangeMirrorMode(this.#qmp)) return;
+    if (this.#heldBack.has(name) || !canChangeMirrorMode(this.#qmp)) return;
+    this.#heldBack.add(name);
     this.#mode = 'write-blocking';
-    this.#log.warn({ disk: name }, 'the guest writes faster than the link: mirror is write-blocking');
+    this.#said = outrunText([...this.#heldBack]);
+    this.#log.warn({ disk: name }, this.#said);
     await askWriteBlocking(this.#qmp, name);
   }
 
@@ -103,19 +113,38 @@ export class MirrorSet implements SourceDisks {
 
   async tighten(): Promise<void> {
     if (this.#disks.length === 0) return;
-    await this.setBandwidth(0);
-    for (const { name } of this.#disks) {
-      await switchToWriteBlocking(this.#qmp, { disk: name, timeoutMs: tightenTimeoutMs });
-    }
+    await this.#whileAlive(async () => {
+      await this.setBandwidth(0);
+      for (const { name } of this.#disks) {
+        await switchToWriteBlocking(this.#qmp, { disk: name, timeoutMs: tightenTimeoutMs });
+      }
+    });
     this.#mode = 'write-blocking';
   }
 
   async drained(): Promise<void> {
-    await Promise.all(this.#disks.map(async ({ name }) => {
+    await this.#whileAlive(() => Promise.all(this.#disks.map(async ({ name }) => {
       await waitMirrorDrained(this.#qmp, { disk: name, timeoutMs: drainTimeoutMs });
       const state = this.#done.get(name);
       if (state !== undefined) this.#done.set(name, { done: state.total, total: state.total });
-    }));
+    })));
+  }
+
+  /** What fails because a mirror is no more fails with why that is so. */
+  async #whileAlive(work: () => Promise<unknown>): Promise<void> {
+    try {
+      await work();
+    } catch (error) {
+      for (const { name } of this.#disks) {
+        const look = await mirrorProgress(this.#qmp, name);
+        if (look === null || look.failed) throw this.#failureOf(name);
+      }
+      throw error;
+    }
+  }
+
+  #failureOf(disk: string): CodedError {
+    return mirrorFailure(this.#qmp, { disk, sinceEvent: this.#sinceEvent });
   }
 
   async cut(): Promise<void> {
@@ -137,6 +166,6 @@ export class MirrorSet implements SourceDisks {
       bytesDone += done;
       bytesTotal += total;
     }
-    return { bytesDone, bytesTotal, mode: this.#mode };
+    return { bytesDone, bytesTotal, mode: this.#mode, said: this.#said };
   }
 }

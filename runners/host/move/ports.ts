@@ -36,6 +36,8 @@ export interface MirrorProgress {
   readonly bytesTotal: number;
   readonly bytesDone: number;
   readonly mode: 'none' | 'background' | 'write-blocking';
+  /** Why guest writes are held back, for users; '' when they are not. */
+  readonly said: string;
 }
 
 /** The mirrors of one move at the source. */

@@ -25,7 +25,7 @@ export function sessionProgress(look: {
     sendBytesPerSecond: memory.sendBytesPerSecond,
     etaMs: phase === 'memory' ? memory.etaMs : null,
     estimatedDowntimeMs: memory.estimatedDowntimeMs,
-    convergence: memory.convergence,
+    convergence: [disks.said, memory.convergence].filter((text) => text !== '').join('; '),
     mirrorMode: disks.mode,
   };
 }

@@ -349,7 +349,7 @@ export class SourceMove {
     readonly stopEventMs: number;
     readonly stoppedMs: number;
   }): Promise<SessionOutcome> {
-    const { world, vm, migration, epoch, target, gates, session, log } = this.#options;
+    const { world, vm, migration, epoch, target, gates, session, disks, log } = this.#options;
     await gates.closeNics();
     await world.note(vm, {
       version: 1, migration, side: 'source', epoch, peer: target, stage: 'handed-over',
@@ -363,7 +363,8 @@ export class SourceMove {
       stoppedMs: facts.stoppedMs,
       targetMarks: message?.marks ?? null,
       snapshot: session.snapshot(),
-      convergence: facts.decision.reason,
+      convergence: [disks.progress().said, facts.decision.reason]
+        .filter((text) => text !== '').join('; '),
     });
     const missing = facts.record.missingPageCount;
     this.#phase = missing > 0 ? 'post-copy' : 'ended';
