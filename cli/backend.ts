@@ -5,7 +5,7 @@
 import type { MigrationId, VmName } from '../contracts/identity.ts';
 import type { MigrateVmInput, MigrationOutcome, MigrationStatus, SessionCommand,
 } from '../contracts/migration.ts';
-import type { LedgerView } from '../payloads/ledger-view.ts';
+import type { Ledger } from '../contracts/ownership.ts';
 import type { LifecycleRequest } from '../payloads/lifecycle-client.ts';
 import type { LifecycleOutcome } from '../contracts/vm-lifecycle.ts';
 import type { OperatorConfig } from './operator-config.ts';
@@ -55,6 +55,9 @@ export interface Workflows {
 }
 
 
+/** What commands may do with the ledger. */
+export type LedgerView = Pick<Ledger,
+  'propose' | 'readVm' | 'listVms' | 'listHosts' | 'migrationEnd' | 'close'>;
 
 /** Everything behind a command; parts connect when first asked for. */
 export interface Backend {

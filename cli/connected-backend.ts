@@ -2,15 +2,14 @@
 import { connect } from 'node:net';
 import type { Client } from '@temporalio/client';
 import { CodedError } from '../contracts/failures.ts';
-import type { LedgerView } from '../payloads/ledger-view.ts';
-import { openLedgerView } from '../payloads/ledger-view.ts';
+import { openLedger } from '../payloads/ledger-client.ts';
 import { runLifecycle } from '../payloads/lifecycle-client.ts';
 import { commandMigration, migrationOutcome, startMigration, viewMigration,
 } from '../payloads/migration-client.ts';
 import { openRevocationList } from '../payloads/revocation.ts';
 import { connectTemporal } from '../payloads/temporal-connection.ts';
 import { migrateVmType, migrationSearchAttributes } from '../contracts/migration.ts';
-import type { Backend, MigrationRow, Workflows } from './backend.ts';
+import type { Backend, LedgerView, MigrationRow, Workflows } from './backend.ts';
 import { isUnworked } from './failure-of-error.ts';
 import { loadOperatorConfig } from './operator-config.ts';
 import type { ConfigPlaces, OperatorConfig } from './operator-config.ts';
@@ -134,7 +133,7 @@ export function connectedBackend(places: ConfigPlaces): Backend {
     },
     ledger: () => {
       const { ledger: { address, port }, tls, revokedPath } = configuration();
-      ledger ??= Promise.resolve().then(() => openLedgerView({ address, port, material: tls,
+      ledger ??= Promise.resolve().then(() => openLedger({ address, port, tls,
         revoked: openRevocationList({ path: revokedPath, caPath: tls.caPath }) }));
       return ledger;
     },

@@ -4,19 +4,19 @@
  * reaches Temporal, its UI and the ledger. Everything is started as a process, as on real hosts.
  */
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:net';
 import { join } from 'node:path';
 import type { Client } from '@temporalio/client';
 import { z } from 'zod';
 import { CodedError } from '../contracts/failures.ts';
 import type { Identity } from '../contracts/identity.ts';
+import type { Ledger } from '../contracts/ownership.ts';
 import { createAuthority, issueCertificate } from '../payloads/certificates.ts';
 import type { TlsMaterial } from '../payloads/certificates.ts';
-import { openLedgerView } from '../payloads/ledger-view.ts';
-import type { LedgerView } from '../payloads/ledger-view.ts';
+import { openLedger } from '../payloads/ledger-client.ts';
 import { createPayloadKeys } from '../payloads/payload-keys.ts';
 import { createRevocationList, openRevocationList } from '../payloads/revocation.ts';
-import { connectTemporal } from '../payloads/temporal-connection.ts';
+import { connectTemporal, temporalTarget } from '../payloads/temporal-connection.ts';
+import { freePort } from '../runners/free-port.ts';
 import type { Passage } from './door.ts';
 import { cacheDirectory, projectRoot } from './guest-image.ts';
 import type { QemuProgram } from './guest-image.ts';
@@ -29,6 +29,8 @@ export const labPorts = {
   temporal: 7233, temporalUi: 8233, temporalFront: 7443, ledger: 7300, peer: 7401, lanes: 7402,
   metrics: 9100,
 } as const;
+/** Name of the Temporal frontend in its certificate, for who reaches it by a door. */
+const frontName = 'temporal.lab';
 /** Layer-2 segment that every host of the lab carries. */
 export const labSegment = 'lab';
 /** First of the users that VMMs run as; hosts get a thousand each, so that none share a user. */
@@ -36,10 +38,10 @@ const firstUid = 200_000;
 
 /** What a composed lab offers to this machine; kept in the lab's record. */
 export const labServices = z.strictObject({
-  /** Temporal's frontend and UI, on loopback. */
-  temporalAddress: z.string(),
-  uiUrl: z.string(),
-  namespace: z.string(),
+  /** Temporal's frontend on loopback; `tls` null where no certificate is asked there. */
+  temporal: temporalTarget,
+  /** Temporal's UI on loopback; null where the cluster has none. */
+  uiUrl: z.string().nullable(),
   ledgerPort: z.int(),
   /** Configuration for the `novacron` command. */
   operatorConfigPath: z.string(),
@@ -48,10 +50,31 @@ export const labServices = z.strictObject({
 });
 export type LabServices = z.infer<typeof labServices>;
 
+interface Endpoint {
+  readonly address: string;
+  readonly port: number;
+}
+
+/** A Temporal that runs in the lab's control namespace. */
+export interface LabTemporal {
+  /** Where the lab's processes reach it, by mutual TLS. */
+  readonly front: Endpoint;
+  readonly namespace: string;
+  /** What this machine is led to: the front itself, or a way past its TLS on its loopback. */
+  readonly behindDoor: Endpoint & { readonly asksCertificate: boolean };
+  readonly ui: Endpoint | null;
+}
+
 /** What composing needs. */
 export interface ComposeOptions {
   readonly lab: Lab;
   readonly program: QemuProgram;
+  /** Starts another Temporal than the dev server, and makes its namespace ready. */
+  readonly startTemporal?: (lab: Lab, papers: Papers) => Promise<LabTemporal>;
+  /** Default: one. More than one share the control queue, each with a certificate of its own. */
+  readonly controlCount?: number;
+  /** Profile of the processes' configurations. Default: lab. */
+  readonly profile?: 'lab' | 'production';
   /** Default: TCG, which is the same on every machine. */
   readonly accelerator?: 'tcg' | 'kvm';
   /** Where hosts look for files that hold moved VMs before their first instruction. */
@@ -69,14 +92,19 @@ export const imageDirectory = (lab: Lab): string => join(lab.directories.data, '
 const mainOf = (process: string): string => join(projectRoot, `runners/${process}/main.ts`);
 const guardPath = join(projectRoot, 'native/target/release/novacron-guard');
 
-interface Papers {
+/** The lab's authority and what it has issued. */
+export interface Papers {
   readonly directory: string;
   readonly revokedPath: string;
   readonly payloadKeysPath: string;
   readonly of: (identity: Identity) => TlsMaterial;
 }
 
-async function issuePapers(lab: Lab): Promise<Papers> {
+/** Process names of the lab's control workers, which their certificates bear too. */
+const controlNames = (count: number): string[] =>
+  Array.from({ length: count }, (_, index) => (index === 0 ? 'control' : `control-${index + 1}`));
+
+async function issuePapers(lab: Lab, controls: readonly string[]): Promise<Papers> {
   const directory = join(lab.directories.data, 'certificates');
   mkdirSync(directory, { recursive: true });
   const nowMs = Date.now();
@@ -85,9 +113,9 @@ async function issuePapers(lab: Lab): Promise<Papers> {
   const payloadKeysPath = join(directory, 'payload-keys.json');
   await createPayloadKeys(payloadKeysPath, nowMs);
   const wanted: [Identity, string[]][] = [
-    [{ role: 'temporal', name: 'front' }, [controlAddress]],
+    [{ role: 'temporal', name: 'front' }, [controlAddress, frontName]],
     [{ role: 'ledger', name: 'ledger' }, [controlAddress]],
-    [{ role: 'control', name: 'control' }, [controlAddress]],
+    ...controls.map((name): [Identity, string[]] => [{ role: 'control', name }, [controlAddress]]),
     [{ role: 'operator', name: 'lab' }, []],
     ...lab.plan.hosts.map((host): [Identity, string[]] => [
       { role: 'host', name: host.name }, [host.managementAddress, host.migrationAddress]]),
@@ -113,8 +141,9 @@ function writeConfig(lab: Lab, name: string, config: object): string {
 }
 
 const ledgerAddress = { address: controlAddress, port: labPorts.ledger };
-const temporalFor = (tls: TlsMaterial): object => ({
-  address: `${controlAddress}:${labPorts.temporalFront}`, namespace: 'default',
+/** How a process of the lab reaches Temporal. */
+const temporalFor = ({ front, namespace }: LabTemporal, tls: TlsMaterial): object => ({
+  address: `${front.address}:${front.port}`, namespace,
   tls: { certPath: tls.certPath, keyPath: tls.keyPath, caPath: tls.caPath },
 });
 const listenAt = (address: string, port: number): object => ({ address, port });
@@ -134,18 +163,20 @@ async function startLedger(lab: Lab, papers: Papers): Promise<void> {
 
 /** Temporal's program: on PATH, or where the bootstrap has built it. */
 const temporalPath = (): string => {
-  const built = join(cacheDirectory, 'temporal/temporal');
+  const built = join(cacheDirectory, 'bin/temporal');
   return existsSync(built) ? built : 'temporal';
 };
 
 /** The dev server on the control namespace's loopback, and its TLS front on the lab's network. */
-async function startTemporal(lab: Lab, papers: Papers): Promise<void> {
+async function startDevServer(lab: Lab, papers: Papers): Promise<LabTemporal> {
+  const front = { address: controlAddress, port: labPorts.temporalFront };
+  const loopback = '127.0.0.1';
   const config = writeConfig(lab, 'temporal', {
     temporalPath: temporalPath(), databasePath: join(lab.directories.data, 'temporal.db'),
     namespace: 'default', port: labPorts.temporal, uiPort: labPorts.temporalUi,
     codecEndpoint: null,
     front: {
-      listen: listenAt(controlAddress, labPorts.temporalFront),
+      listen: front,
       tls: papers.of({ role: 'temporal', name: 'front' }), revokedPath: papers.revokedPath,
     },
   });
@@ -154,35 +185,49 @@ async function startTemporal(lab: Lab, papers: Papers): Promise<void> {
     command: [
       process.execPath, join(projectRoot, 'infra/temporal/dev-server.ts'), '--config', config],
   });
+  return {
+    front, namespace: 'default', ui: { address: loopback, port: labPorts.temporalUi },
+    behindDoor: { address: loopback, port: labPorts.temporal, asksCertificate: false },
+  };
 }
 
-async function startControl(lab: Lab, papers: Papers): Promise<void> {
-  const tls = papers.of({ role: 'control', name: 'control' });
-  const config = writeConfig(lab, 'control', {
+/** What every worker is made from. */
+interface WorkerParts {
+  readonly options: ComposeOptions;
+  readonly papers: Papers;
+  readonly temporal: LabTemporal;
+}
+
+async function startControl(
+  { options: { lab, profile = 'lab' }, papers, temporal }: WorkerParts,
+  { name, metricsPort }: { readonly name: string; readonly metricsPort: number },
+): Promise<void> {
+  const tls = papers.of({ role: 'control', name });
+  const config = writeConfig(lab, name, {
     tls, revokedPath: papers.revokedPath, payloadKeysPath: papers.payloadKeysPath,
-    temporal: temporalFor(tls), ledger: ledgerAddress, codec: null, buildId: 'lab',
-    metrics: listenAt(controlAddress, labPorts.metrics + 1), profile: 'lab',
+    temporal: temporalFor(temporal, tls), ledger: ledgerAddress, codec: null, buildId: 'lab',
+    metrics: listenAt(controlAddress, metricsPort), profile,
   });
   await lab.start({
-    name: 'control', namespace: lab.plan.controlNamespace, ready: 'line',
+    name, namespace: lab.plan.controlNamespace, ready: 'line',
     command: [process.execPath, mainOf('control'), '--config', config],
   });
 }
 
 async function startHost(
-  options: ComposeOptions & { readonly host: LabHost; readonly papers: Papers },
+  { options, papers, temporal }: WorkerParts, host: LabHost,
 ): Promise<void> {
-  const { lab, host, papers, program } = options;
+  const { lab, program, profile = 'lab' } = options;
   if (!existsSync(guardPath)) {
     throw new CodedError('input/invalid', `${guardPath} is missing: run \`npm run setup\``);
   }
   const tls = papers.of({ role: 'host', name: host.name });
   const config = writeConfig(lab, `host-${host.name}`, {
-    name: host.name, profile: 'lab',
+    name: host.name, profile,
     stateDir: hostStateDirectory(lab, host),
     runtimeDir: join(lab.directories.runtime, host.name),
     memoryDir: join(lab.directories.memory, host.name),
-    temporal: temporalFor(tls), ledger: ledgerAddress,
+    temporal: temporalFor(temporal, tls), ledger: ledgerAddress,
     tls, revokedPath: papers.revokedPath, payloadKeysPath: papers.payloadKeysPath,
     peer: listenAt(host.migrationAddress, labPorts.peer),
     lanes: listenAt(host.migrationAddress, labPorts.lanes),
@@ -200,21 +245,9 @@ async function startHost(
   });
 }
 
-/** A port of this machine's loopback that is free now. */
-async function freePort(): Promise<number> {
-  const server = createServer();
-  return await new Promise((resolve, reject) => {
-    server.once('error', reject);
-    server.listen(0, '127.0.0.1', () => {
-      const address = server.address();
-      server.close(() => resolve(typeof address === 'object' ? address?.port ?? 0 : 0));
-    });
-  });
-}
-
 /** Opens the doors; answers the ports on this machine's loopback in the order of `services`. */
 async function openDoors(
-  lab: Lab, services: readonly { readonly address: string; readonly port: number }[],
+  lab: Lab, services: readonly Endpoint[],
 ): Promise<number[]> {
   const ports: number[] = [];
   const inside: Passage[] = [];
@@ -242,10 +275,7 @@ function writeOperatorConfig(
   lab: Lab, papers: Papers, services: Omit<LabServices, 'operatorConfigPath'>,
 ): string {
   return writeConfig(lab, 'operator', {
-    temporal: {
-      address: services.temporalAddress, namespace: services.namespace, tls: null,
-      uiUrl: services.uiUrl,
-    },
+    temporal: { ...services.temporal, uiUrl: services.uiUrl },
     payloadKeysPath: papers.payloadKeysPath,
     ledger: { address: '127.0.0.1', port: services.ledgerPort },
     tls: papers.of({ role: 'operator', name: 'lab' }),
@@ -257,27 +287,36 @@ function writeOperatorConfig(
 
 /** Starts everything and answers how this machine reaches it. */
 export async function composeLab(options: ComposeOptions): Promise<LabServices> {
-  const { lab, onStep = () => undefined } = options;
-  const papers = await issuePapers(lab);
+  const { lab, onStep = () => undefined, startTemporal = startDevServer } = options;
+  const controls = controlNames(options.controlCount ?? 1);
+  const papers = await issuePapers(lab, controls);
   onStep('certificates');
-  await Promise.all([
-    startTemporal(lab, papers).then(() => onStep('Temporal')),
+  const [temporal] = await Promise.all([
+    startTemporal(lab, papers),
     startLedger(lab, papers).then(() => onStep('ledger')),
   ]);
-  const [temporalPort = 0, uiPort = 0, ledgerPort = 0] = await openDoors(lab, [
-    { address: '127.0.0.1', port: labPorts.temporal },
-    { address: '127.0.0.1', port: labPorts.temporalUi },
-    ledgerAddress,
+  onStep('Temporal');
+  const [ledgerPort = 0, temporalPort = 0, uiPort] = await openDoors(lab, [
+    ledgerAddress, temporal.behindDoor, ...(temporal.ui === null ? [] : [temporal.ui]),
   ]);
+  const operator = papers.of({ role: 'operator', name: 'lab' });
   const partial = {
-    temporalAddress: `127.0.0.1:${temporalPort}`, uiUrl: `http://127.0.0.1:${uiPort}`,
-    namespace: 'default', ledgerPort, payloadKeysPath: papers.payloadKeysPath,
+    temporal: {
+      address: `127.0.0.1:${temporalPort}`, namespace: temporal.namespace,
+      tls: temporal.behindDoor.asksCertificate ? { ...operator, serverName: frontName } : null,
+    },
+    uiUrl: uiPort === undefined ? null : `http://127.0.0.1:${uiPort}`,
+    ledgerPort, payloadKeysPath: papers.payloadKeysPath,
     accelerator: options.accelerator ?? ('tcg' as const),
   };
+  const parts = { options, papers, temporal };
   await Promise.all([
-    startControl(lab, papers).then(() => onStep('control worker')),
+    ...controls.map(async (name, index) => {
+      await startControl(parts, { name, metricsPort: labPorts.metrics + 1 + index });
+      onStep(index === 0 ? 'control worker' : `control worker ${index + 1}`);
+    }),
     ...lab.plan.hosts.map(async (host) => {
-      await startHost({ ...options, host, papers });
+      await startHost(parts, host);
       onStep(`host ${host.name}`);
     }),
   ]);
@@ -296,13 +335,11 @@ export function servicesOf(lab: Lab): LabServices | null {
 
 /** A Temporal client for the lab's server. */
 export async function connectLabTemporal(services: LabServices): Promise<Client> {
-  return await connectTemporal(
-    { address: services.temporalAddress, namespace: services.namespace, tls: null },
-    services.payloadKeysPath);
+  return await connectTemporal(services.temporal, services.payloadKeysPath);
 }
 
 /** A ledger client with the lab operator's certificate. */
-export async function connectLabLedger(lab: Lab, services: LabServices): Promise<LedgerView> {
+export async function connectLabLedger(lab: Lab, services: LabServices): Promise<Ledger> {
   const directory = join(lab.directories.data, 'certificates');
   const material = {
     certPath: join(directory, 'operator-lab.pem'), keyPath: join(directory, 'operator-lab-key.pem'),
@@ -310,6 +347,6 @@ export async function connectLabLedger(lab: Lab, services: LabServices): Promise
   };
   const revoked = openRevocationList({
     path: join(directory, 'revoked.json'), caPath: material.caPath });
-  return await openLedgerView({
-    address: '127.0.0.1', port: services.ledgerPort, material, revoked });
+  return await openLedger({
+    address: '127.0.0.1', port: services.ledgerPort, tls: material, revoked });
 }

@@ -1,16 +1,7 @@
 /** Temporal's runtime in our long-lived workers: where its logs and its figures go. */
-import { createServer } from 'node:net';
-import type { AddressInfo } from 'node:net';
 import { Runtime } from '@temporalio/worker';
 import type { Logger } from 'pino';
-
-async function freePort(): Promise<number> {
-  const probe = createServer();
-  await new Promise<void>((resolve) => probe.listen(0, '127.0.0.1', resolve));
-  const { port } = probe.address() as AddressInfo;
-  await new Promise((resolve) => probe.close(resolve));
-  return port;
-}
+import { freePort } from './free-port.ts';
 
 /**
  * Installs Temporal's runtime once a process: its logs go to `logger`, signals stay ours. Answers how

@@ -7,7 +7,7 @@ import { runWorker } from '@temporalio/lambda-worker';
 import { connectTemporal, temporalConnectionOptions } from '../../payloads/temporal-connection.ts';
 import { openRevocationList } from '../../payloads/revocation.ts';
 import { configPathOf, controlConfig, loadConfig } from '../config.ts';
-import { connectLedger } from '../ledger-client/client.ts';
+import { connectLedger } from '../../payloads/ledger-client.ts';
 import { createLogger } from '../telemetry.ts';
 import { controlDeployment, controlWorkerOptions, workflowRuns } from './composition.ts';
 

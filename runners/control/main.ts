@@ -8,7 +8,7 @@ import { connectTemporal, temporalConnectionOptions } from '../../payloads/tempo
 import { openRevocationList } from '../../payloads/revocation.ts';
 import { configPathOf, controlConfig, loadConfig } from '../config.ts';
 import type { ControlConfig } from '../config.ts';
-import { connectLedger } from '../ledger-client/client.ts';
+import { connectLedger } from '../../payloads/ledger-client.ts';
 import { createLogger, createMetrics, serveTelemetry } from '../telemetry.ts';
 import { installTemporalRuntime } from '../temporal-runtime.ts';
 import { serveCodec } from './codec-server.ts';

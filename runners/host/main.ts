@@ -28,7 +28,7 @@ import { readChecked, writeDurably } from '../hypervisor/durable-file.ts';
 import { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { probeQemu } from '../hypervisor/qemu-binary.ts';
 import { tapPrefix } from '../hypervisor/tap.ts';
-import { connectLedger } from '../ledger-client/client.ts';
+import { connectLedger } from '../../payloads/ledger-client.ts';
 import { checkHealth, createLogger, createMetrics, serveTelemetry } from '../telemetry.ts';
 import { installTemporalRuntime } from '../temporal-runtime.ts';
 import type { HostContext } from './host-context.ts';

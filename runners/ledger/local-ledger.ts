@@ -11,7 +11,7 @@ import { directoryStorage } from '../group/ledger-log/log-storage.ts';
 import type { LogStorage } from '../group/ledger-log/log-storage.ts';
 import { memoryStorage } from '../group/ledger-log/memory-storage.ts';
 import type { Moment } from '../group/ownership/state.ts';
-import { EntryQueue } from '../ledger-client/entry-queue.ts';
+import { EntryQueue } from '../../payloads/entry-queue.ts';
 import { LedgerCore } from './core.ts';
 
 /** A ledger that several identities share; `as` gives the view of one of them. */

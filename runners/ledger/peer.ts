@@ -12,8 +12,8 @@ import type { Identity, MigrationId, VmName } from '../../contracts/identity.ts'
 import type { VmEntry } from '../../contracts/ownership.ts';
 import { FrameDecoder, encodeFrame } from '../../payloads/json-frames.ts';
 import { parseEvents } from '../group/ownership/event-schema.ts';
-import { clientMessage, packedBytesMax, wireVersion } from '../ledger-client/wire.ts';
-import type { ClientMessage } from '../ledger-client/wire.ts';
+import { clientMessage, packedBytesMax, wireVersion } from '../../payloads/ledger-wire.ts';
+import type { ClientMessage } from '../../payloads/ledger-wire.ts';
 import type { LedgerCore } from './core.ts';
 
 /** Requests of one connection in work; a move has two or three. */

@@ -17,7 +17,7 @@ import { controlAddress } from '../../lab/network/plan.ts';
 import { commandIn } from '../../lab/processes.ts';
 import { createAuthority, issueCertificate } from '../../payloads/certificates.ts';
 import type { IssuedFiles } from '../../payloads/certificates.ts';
-import { openLedgerView } from '../../payloads/ledger-view.ts';
+import { openLedger } from '../../payloads/ledger-client.ts';
 import { runLifecycle } from '../../payloads/lifecycle-client.ts';
 import type { LifecycleOutcome } from '../../contracts/vm-lifecycle.ts';
 import { openRevocationList, revokeCertificates } from '../../payloads/revocation.ts';
@@ -235,8 +235,8 @@ describe.runIf(missing.length === 0)('bad input', () => {
       }
     }
     // A host that exists for nobody else may speak to the ledger, about its own things.
-    const view = await openLedgerView({
-      address: '127.0.0.1', port: stage.services.ledgerPort, material: other,
+    const view = await openLedger({
+      address: '127.0.0.1', port: stage.services.ledgerPort, tls: other,
       revoked: openRevocationList({
         path: join(dir, 'revoked.json'), caPath: join(dir, 'ca.pem') }),
     });

@@ -12,7 +12,7 @@ import type { Identity } from '../../contracts/identity.ts';
 import type { Ledger } from '../../contracts/ownership.ts';
 import { createAuthority, issueCertificate } from '../../payloads/certificates.ts';
 import { createRevocationList, openRevocationList } from '../../payloads/revocation.ts';
-import { connectLedger } from '../../runners/ledger-client/client.ts';
+import { connectLedger } from '../../payloads/ledger-client.ts';
 import { asHost, control, hostA, hostB, must, runningVm, vm } from '../support/ledger-fixtures.ts';
 import type { LedgerSeats } from '../support/ledger-fixtures.ts';
 

@@ -11,7 +11,7 @@ import { createRevocationList, openRevocationList, revokeCertificates } from '..
 import { secureContextOptions } from '../../payloads/tls.ts';
 import type { Identity } from '../../contracts/identity.ts';
 import type { VmEntry } from '../../contracts/ownership.ts';
-import { connectLedger } from '../../runners/ledger-client/client.ts';
+import { connectLedger } from '../../payloads/ledger-client.ts';
 import { asHost, control, hostA, hostB, must, runningVm, servedLedger, vm } from '../support/ledger-fixtures.ts';
 import type { ServedLedger } from '../support/ledger-fixtures.ts';
 import { randomFrom } from './crash-trials.ts';

@@ -8,7 +8,7 @@ import type { Mutant } from './mutants.ts';
 const root = fileURLToPath(new URL('../../', import.meta.url));
 
 /** Folders that are copied as a whole, so that the mutated file is the one that all others import. */
-const copied = ['runners/group', 'runners/ledger', 'runners/ledger-client'];
+const copied = ['runners/group', 'runners/ledger'];
 
 /**
  * Copies the ledger's code to a temporary folder, applies the mutant, and answers a loader for it.

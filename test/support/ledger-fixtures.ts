@@ -17,7 +17,7 @@ import { createRevocationList, openRevocationList } from '../../payloads/revocat
 import type { RevocationList } from '../../payloads/revocation.ts';
 import { directoryStorage } from '../../runners/group/ledger-log/log-storage.ts';
 import { signTransferRecord } from '../../runners/group/ownership/signing.ts';
-import { connectLedger } from '../../runners/ledger-client/client.ts';
+import { connectLedger } from '../../payloads/ledger-client.ts';
 import { LedgerCore } from '../../runners/ledger/core.ts';
 import { serveLedger } from '../../runners/ledger/server.ts';
 import type { LedgerServer } from '../../runners/ledger/server.ts';

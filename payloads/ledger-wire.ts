@@ -1,5 +1,5 @@
 /**
- * Messages between the ledger and its clients, each in one JSON frame (payloads/json-frames.ts).
+ * Messages between the ledger and its clients, each in one JSON frame (json-frames.ts).
  *
  *     client  {version, id, op, …}          id: a number of the client's choice, unique while open
  *     server  {version, id, items, more}    one or more; `more` false ends the answer
@@ -9,7 +9,7 @@
  * each change, with `more` true, until the client sends `stop`.
  */
 import { z } from 'zod';
-import { CodedError, isFailureCode } from '../../contracts/failures.ts';
+import { CodedError, isFailureCode } from '../contracts/failures.ts';
 
 export const wireVersion = 1;
 /** Items are packed into frames up to this size; the rest of the limit is for one large item. */

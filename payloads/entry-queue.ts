@@ -1,5 +1,5 @@
 /** Entries of one watched VM on their way to a reader that may be slow. */
-import type { StopSignal, VmEntry } from '../../contracts/ownership.ts';
+import type { StopSignal, VmEntry } from '../contracts/ownership.ts';
 
 /** Beyond this the oldest unread ones are dropped: a reader so slow wants the newest anyway. */
 const unreadMax = 1_000;

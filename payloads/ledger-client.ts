@@ -1,21 +1,21 @@
 /**
- * Client of the ledger: one persistent connection, requests pipelined, reconnected with backoff.
- * Decides what a lost connection means: reads are repeated, an event that may have been sent is
- * reported as `ownership/unreachable`, watches go on with the present entry.
+ * Client of the ledger, for runners and for commands: one connection, requests pipelined. Decides
+ * what a lost connection means. Long-lived (`connectLedger`): it is made again with backoff, reads
+ * are repeated, an event that may have been sent is reported as `ownership/unreachable`, watches go
+ * on with the present entry. Short-lived (`openLedger`): it is the end, with its reason.
  */
 import type { TLSSocket } from 'node:tls';
-import type { Logger } from 'pino';
-import { CodedError } from '../../contracts/failures.ts';
+import { CodedError } from '../contracts/failures.ts';
 import type {
   HostEntry, Ledger, MigrationEnd, Verdict, VmEntry,
-} from '../../contracts/ownership.ts';
-import { FrameDecoder, encodeFrame } from '../../payloads/json-frames.ts';
-import type { RevocationList } from '../../payloads/revocation.ts';
-import { connectTls, endWhenRevoked } from '../../payloads/tls.ts';
-import type { TlsMaterial } from '../../payloads/tls.ts';
+} from '../contracts/ownership.ts';
 import { EntryQueue } from './entry-queue.ts';
-import { errorOf, parseServerMessage, wireVersion } from './wire.ts';
-import type { ClientRequest, ServerMessage } from './wire.ts';
+import { FrameDecoder, encodeFrame } from './json-frames.ts';
+import { errorOf, parseServerMessage, wireVersion } from './ledger-wire.ts';
+import type { ClientRequest, ServerMessage } from './ledger-wire.ts';
+import type { RevocationList } from './revocation.ts';
+import { connectTls, endWhenRevoked } from './tls.ts';
+import type { TlsMaterial } from './tls.ts';
 
 /** An answer takes a millisecond; this long means that the ledger or the way to it is gone. */
 const requestTimeoutMsDefault = 5_000;
@@ -23,6 +23,12 @@ const connectTimeoutMs = 3_000;
 const backoffFirstMs = 50;
 const backoffMaxMs = 1_000;
 const keepAliveAfterMs = 5_000;
+
+/** What this client tells a log; a pino logger fits. */
+export interface ClientLog {
+  info(fields: object, message: string): void;
+  warn(fields: object, message: string): void;
+}
 
 export interface LedgerConnection {
   readonly address: string;
@@ -32,7 +38,7 @@ export interface LedgerConnection {
   /** Name in the ledger's certificate; any ledger of the installation when not given. */
   readonly ledgerName?: string;
   readonly localAddress?: string;
-  readonly logger?: Logger;
+  readonly logger?: ClientLog;
   readonly requestTimeoutMs?: number;
 }
 
@@ -51,23 +57,37 @@ interface Watch {
   lastText: string | null;
 }
 
+const ledgerOf = (client: LedgerClient): Ledger => ({
+  propose: async (events) =>
+    await client.ask({ op: 'propose', events }) as readonly Verdict[],
+  readVm: async (vm) => (await client.ask({ op: 'read-vm', vm }))[0] as VmEntry | null,
+  listVms: async () => await client.ask({ op: 'list-vms' }) as VmEntry[],
+  listHosts: async () => await client.ask({ op: 'list-hosts' }) as HostEntry[],
+  migrationEnd: async (migration) =>
+    (await client.ask({ op: 'migration-end', migration }))[0] as MigrationEnd | null,
+  watchVm: (vm, signal) => client.watch(vm, (onEnd) => new EntryQueue(signal, onEnd)),
+  close: async () => client.close(),
+});
+
 /**
  * Connects in the background and for as long as it is not closed; each request fails with
  * `ownership/unreachable` when no answer came in `requestTimeoutMs` (default 5 s).
  */
 export function connectLedger(connection: LedgerConnection): Ledger {
   const client = new LedgerClient(connection);
-  return {
-    propose: async (events) =>
-      await client.ask({ op: 'propose', events }) as readonly Verdict[],
-    readVm: async (vm) => (await client.ask({ op: 'read-vm', vm }))[0] as VmEntry | null,
-    listVms: async () => await client.ask({ op: 'list-vms' }) as VmEntry[],
-    listHosts: async () => await client.ask({ op: 'list-hosts' }) as HostEntry[],
-    migrationEnd: async (migration) =>
-      (await client.ask({ op: 'migration-end', migration }))[0] as MigrationEnd | null,
-    watchVm: (vm, signal) => client.watch(vm, (onEnd) => new EntryQueue(signal, onEnd)),
-    close: async () => client.close(),
-  };
+  void client.stayConnected();
+  return ledgerOf(client);
+}
+
+/**
+ * Connects once, for a few questions: a ledger that is away or refuses us is an error now, and a
+ * lost connection fails every request from then on. Failures: `ownership/unreachable`,
+ * `link/refused`, `ownership/role`, `certificate/revoked`; a refused proposal is a verdict.
+ */
+export async function openLedger(connection: LedgerConnection): Promise<Ledger> {
+  const client = new LedgerClient(connection);
+  await client.connectOnce();
+  return ledgerOf(client);
 }
 
 class LedgerClient {
@@ -76,13 +96,13 @@ class LedgerClient {
   private readonly watches = new Map<number, Watch>();
   private socket: TLSSocket | null = null;
   private nextId = 1;
-  private closed = false;
-  private lastProblem = 'not connected yet';
+  /** Why nothing can be asked any more; null while it can. */
+  private ended: CodedError | null = null;
+  private lastProblem: Error | null = null;
   private wakeFromBackoff: () => void = () => {};
 
   constructor(connection: LedgerConnection) {
     this.connection = connection;
-    void this.stayConnected();
   }
 
   private get where(): string {
@@ -95,7 +115,7 @@ class LedgerClient {
 
   /** Sends a request now or when the connection is there; answers its items. */
   ask(request: ClientRequest): Promise<unknown[]> {
-    if (this.closed) return Promise.reject(this.unreachable('this client is closed'));
+    if (this.ended !== null) return Promise.reject(this.ended);
     const id = this.nextId;
     this.nextId += 1;
     const { promise, resolve, reject } = Promise.withResolvers<unknown[]>();
@@ -103,7 +123,7 @@ class LedgerClient {
     const timer = setTimeout(() => {
       this.pending.delete(id);
       reject(this.unreachable(this.socket === null
-        ? this.lastProblem : `no answer in ${afterMs} ms`));
+        ? this.lastProblem?.message ?? 'not connected yet' : `no answer in ${afterMs} ms`));
     }, afterMs);
     const one: Pending = { request, items: [], resolve, reject, timer, sent: false };
     this.pending.set(id, one);
@@ -118,7 +138,7 @@ class LedgerClient {
       const wasThere = this.watches.delete(id);
       if (wasThere && this.socket !== null) this.send(this.socket, id, { op: 'stop' });
     });
-    if (this.closed) queue.end();
+    if (this.ended !== null) queue.end();
     if (queue.isEnded) return queue;
     this.watches.set(id, { vm, queue, lastText: null });
     if (this.socket !== null) this.send(this.socket, id, { op: 'watch-vm', vm });
@@ -144,21 +164,37 @@ class LedgerClient {
     return this.pending.delete(id) ? one : null;
   }
 
-  private async stayConnected(): Promise<void> {
+  /** One connection, whose end is the end of this client; throws when there is none to be had. */
+  async connectOnce(): Promise<void> {
+    let socket: TLSSocket;
+    try {
+      socket = await this.connect();
+    } catch (error) {
+      const silent = error instanceof CodedError
+        && (error.code === 'host/unreachable' || error.code === 'link/lost');
+      throw silent ? new CodedError('ownership/unreachable', error.detail, error) : error;
+    }
+    this.serve(socket, () => this.end(this.lastProblem instanceof CodedError
+      ? this.lastProblem : this.unreachable('it closed the connection, as it does to '
+        + 'certificates that are revoked, expired or of another role')));
+  }
+
+  /** Connects again and again until it is closed. */
+  async stayConnected(): Promise<void> {
     let backoffMs = backoffFirstMs;
-    while (!this.closed) {
+    while (this.ended === null) {
       try {
         const { promise, resolve } = Promise.withResolvers<void>();
         const socket = await this.connect();
-        if (this.closed) return void socket.destroy();
+        if (this.isEnded) return void socket.destroy();
         this.serve(socket, resolve);
         backoffMs = backoffFirstMs;
         await promise;
       } catch (error) {
-        this.lastProblem = (error as Error).message;
+        this.lastProblem = error as Error;
         this.connection.logger?.warn({ err: error, ledger: this.where }, 'no way to the ledger');
       }
-      if (this.closed) return;
+      if (this.isEnded) return;
       // Spread, so that the clients of a restarted ledger do not come all at once.
       await this.pause(backoffMs * (0.5 + Math.random() / 2));
       backoffMs = Math.min(backoffMs * 2, backoffMaxMs);
@@ -191,7 +227,7 @@ class LedgerClient {
     socket.setKeepAlive(true, keepAliveAfterMs);
     endWhenRevoked({ socket, revoked });
     socket.on('error', (error) => {
-      this.lastProblem = error.message;
+      this.lastProblem = error;
     });
     socket.on('data', (chunk) => {
       try {
@@ -241,11 +277,17 @@ class LedgerClient {
   }
 
   close(): void {
-    if (this.closed) return;
-    this.closed = true;
-    for (const [id, one] of this.pending) {
-      this.finish(id, one)?.reject(this.unreachable('this client is closed'));
-    }
+    this.end(this.unreachable('this client is closed'));
+  }
+
+  private get isEnded(): boolean {
+    return this.ended !== null;
+  }
+
+  private end(reason: CodedError): void {
+    if (this.ended !== null) return;
+    this.ended = reason;
+    for (const [id, one] of this.pending) this.finish(id, one)?.reject(reason);
     for (const { queue } of this.watches.values()) queue.end();
     this.socket?.end();
     this.socket?.destroySoon();
