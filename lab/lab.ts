@@ -3,7 +3,7 @@
  * processes away, then namespaces, then directories, then the record. What runs in it is composed
  * elsewhere (compose.ts, bench/, tests).
  */
-import { existsSync, mkdirSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, rmSync, rmdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { CodedError } from '../contracts/failures.ts';
 import { LabProcess, endProcesses, processesOfLab } from './processes.ts';
@@ -12,7 +12,8 @@ import { lowerNetwork, namespaceExists, processesIn, raiseNetwork } from './netw
 import { newLabId, planNetwork } from './network/plan.ts';
 import type { LabHost, NetworkPlan } from './network/plan.ts';
 import {
-  isAlive, labsRoot, listLabs, markOf, readLabState, removeLabState, writeLabState,
+  dropUnfinishedStates, isAlive, labsRoot, listLabs, markOf, readLabState, removeLabState,
+  statesDirectory, writeLabState,
 } from './state.ts';
 import type { LabState } from './state.ts';
 
@@ -33,7 +34,7 @@ export interface LabDirectories {
 export const labDirectories = (id: string): LabDirectories => ({
   runtime: join(labsRoot, id),
   data: join('/var/lib/novacron-lab', id),
-  memory: join('/dev/shm/novacron', id),
+  memory: join('/dev/shm/novacron-lab', id),
 });
 
 /** One running lab. */
@@ -41,6 +42,8 @@ export class Lab {
   readonly plan: NetworkPlan;
   readonly directories: LabDirectories;
   #state: LabState;
+  /** True once it is taken down: nothing is started any more. */
+  #isGoing = false;
 
   private constructor(state: LabState, plan: NetworkPlan) {
     this.#state = state;
@@ -62,6 +65,9 @@ export class Lab {
    */
   static async raise(options: {
     readonly hostCount: number; readonly kept?: boolean; readonly id?: string;
+    readonly notes?: Readonly<Record<string, unknown>>;
+    /** Directories that go with the lab, beside its own; made by who asks. */
+    readonly directories?: readonly string[];
   }): Promise<Lab> {
     await sweepDeadLabs();
     const id = options.id ?? newLabId();
@@ -74,10 +80,10 @@ export class Lab {
       owner: markOf('maker', process.pid),
       kept: options.kept ?? false,
       namespaces: [...plan.namespaces],
-      directories: Object.values(directories),
+      directories: [...Object.values(directories), ...options.directories ?? []],
       files: [],
       processes: [],
-      notes: { hostCount: options.hostCount },
+      notes: { ...options.notes, hostCount: options.hostCount },
     }, plan);
     writeLabState(lab.#state);
     for (const directory of Object.values(directories)) {
@@ -116,7 +122,10 @@ export class Lab {
 
   /** Starts a process of the lab and waits until it is ready. */
   async start(spec: ProcessSpec): Promise<LabProcess> {
+    this.#refuseWhenGoing();
     const started = await LabProcess.start(spec, this.#place(spec.name));
+    if (this.#isGoing) await started.kill();
+    this.#refuseWhenGoing();
     this.#write({
       processes: [
         ...this.#state.processes.filter((mark) => mark.name !== spec.name && isAlive(mark)),
@@ -146,7 +155,12 @@ export class Lab {
 
   /** Removes everything that the lab has made. */
   async lower(): Promise<void> {
+    this.#isGoing = true;
     await lowerLab(this.id);
+  }
+
+  #refuseWhenGoing(): void {
+    if (this.#isGoing) throw new CodedError('internal', `lab ${this.id} is being taken down`);
   }
 
   #place(name: string): { labId: string; logPath: string } {
@@ -155,6 +169,7 @@ export class Lab {
 
   #write(change: Partial<LabState>): void {
     this.#state = { ...this.#state, ...change };
+    if (this.#isGoing) return;
     writeLabState(this.#state);
   }
 }
@@ -182,6 +197,19 @@ export async function lowerLab(id: string): Promise<void> {
     rmSync(path, { recursive: true, force: true });
   }
   removeLabState(id);
+}
+
+/** Removes the folders that all labs share, where the last lab has gone. */
+export function removeEmptyRoots(): void {
+  dropUnfinishedStates();
+  const { data, memory } = labDirectories('');
+  for (const root of [statesDirectory, labsRoot, data, memory]) {
+    try {
+      rmdirSync(root);
+    } catch {
+      // Another lab is in it, or it is not there.
+    }
+  }
 }
 
 /** True when nobody will take this lab down any more: made by a process that is gone, not kept. */

@@ -1,16 +1,19 @@
 /**
  * What a lab has made, written down before it is made, so that `down` finds everything even after
- * a kill -9. One JSON file a lab under /run/novacron/labs; a boot empties /run as it empties the
+ * a kill -9. One JSON file a lab under /run/novacron-lab/labs; a boot empties /run as it empties the
  * kernel's namespaces.
  */
-import { mkdirSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { labIdPattern } from './network/plan.ts';
 
 /** Root of everything that labs keep while they live; short, because of socket path limits. */
-export const labsRoot = '/run/novacron';
-const stateDir = join(labsRoot, 'labs');
+export const labsRoot = '/run/novacron-lab';
+/** Where their records are. */
+export const statesDirectory = join(labsRoot, 'labs');
 
 /** A process by pid and start time, so that a reused pid is never taken for it. */
 export const processMark = z.strictObject({
@@ -38,11 +41,11 @@ export const labState = z.strictObject({
 });
 export type LabState = z.infer<typeof labState>;
 
-const pathOf = (id: string): string => join(stateDir, `${id}.json`);
+const pathOf = (id: string): string => join(statesDirectory, `${id}.json`);
 
 /** Writes a lab's record in one step (temporary file, rename). */
 export function writeLabState(state: LabState): void {
-  mkdirSync(stateDir, { recursive: true, mode: 0o755 });
+  mkdirSync(statesDirectory, { recursive: true, mode: 0o755 });
   const path = pathOf(state.id);
   writeFileSync(`${path}.new`, `${JSON.stringify(state, null, 1)}\n`);
   renameSync(`${path}.new`, path);
@@ -62,10 +65,25 @@ export function removeLabState(id: string): void {
   rmSync(pathOf(id), { force: true });
 }
 
+/** A record that is being written is renamed in a moment; one this old belongs to a killed maker. */
+const unfinishedMsMax = 10_000;
+
+/** Removes records whose maker was killed while it wrote them: nothing was made yet. */
+export function dropUnfinishedStates(): void {
+  if (!existsSync(statesDirectory)) return;
+  for (const name of readdirSync(statesDirectory).filter((text) => text.endsWith('.new'))) {
+    const path = join(statesDirectory, name);
+    const about = statSync(path, { throwIfNoEntry: false });
+    if (about !== undefined && Date.now() - about.mtimeMs > unfinishedMsMax) {
+      rmSync(path, { force: true });
+    }
+  }
+}
+
 /** Ids of all labs on record. */
 export function listLabs(): string[] {
   try {
-    return readdirSync(stateDir)
+    return readdirSync(statesDirectory)
       .filter((name) => name.endsWith('.json'))
       .map((name) => name.slice(0, -'.json'.length))
       .filter((id) => labIdPattern.test(id));

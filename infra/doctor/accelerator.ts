@@ -6,7 +6,8 @@
  */
 import { spawn } from 'node:child_process';
 import {
-  accessSync, constants, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync,
+  accessSync, closeSync, constants, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, statSync,
+  writeFileSync,
 } from 'node:fs';
 import { release, tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -38,29 +39,43 @@ function bootSector(): Buffer {
   return sector;
 }
 
+/** Descriptor of a file with these bytes that no directory lists. */
+function openNameless(data: Buffer): number {
+  const folder = mkdtempSync(join(tmpdir(), 'novacron-probe-'));
+  const path = join(folder, 'boot.img');
+  try {
+    writeFileSync(path, data);
+    return openSync(path, 'r+');
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
 /** Boots the probe guest; resolves with null when it ran, else with what happened. */
 async function bootProbe(
   { accelerator, qemu }: { readonly accelerator: 'kvm' | 'tcg'; readonly qemu: string },
 ): Promise<string | null> {
-  const folder = mkdtempSync(join(tmpdir(), 'novacron-probe-'));
-  const image = join(folder, 'boot.img');
-  writeFileSync(image, bootSector());
-  const child = spawn(qemu, [
+  // Nothing of it outlasts us, even if we are killed: the image has no name any more when QEMU gets
+  // it, and a QEMU that hangs has its own end.
+  const image = openNameless(bootSector());
+  const child = spawn('timeout', [
+    '--signal=KILL', String(probeMsMax / 1_000 + 1), qemu,
     '-accel', accelerator, '-machine', 'pc', '-m', '16M', '-nodefaults', '-no-user-config',
-    '-display', 'none', '-drive', `file=${image},format=raw,if=ide`,
+    '-display', 'none', '-drive', 'file=/dev/fd/3,format=raw,if=ide',
     '-device', 'isa-debug-exit,iobase=0x501,iosize=1',
-  ], { stdio: ['ignore', 'ignore', 'pipe'] });
+  ], { stdio: ['ignore', 'ignore', 'pipe', image] });
+  closeSync(image);
   let said = '';
-  child.stderr.on('data', (chunk: Buffer) => { said = `${said}${chunk.toString()}`.slice(-400); });
+  child.stderr?.on('data', (chunk: Buffer) => { said = `${said}${chunk.toString()}`.slice(-400); });
   return new Promise((resolve) => {
     let isLate = false;
     const timer = setTimeout(() => {
       isLate = true;
-      child.kill('SIGKILL');
+      // `timeout` passes it on as the end of QEMU; its own signal is a second later.
+      child.kill('SIGTERM');
     }, probeMsMax);
     const end = (problem: string | null): void => {
       clearTimeout(timer);
-      rmSync(folder, { recursive: true, force: true });
       resolve(problem);
     };
     child.on('error', (error) => { end(error.message); });

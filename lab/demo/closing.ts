@@ -11,7 +11,7 @@ import type { WitnessStatus } from '../client/witness-line.ts';
 export interface DemoEvidence {
   readonly outcome: MigrationOutcome;
   readonly workflowId: string;
-  readonly workflowUrl: string;
+  readonly workflowUrl: string | null;
   readonly accelerator: 'tcg' | 'kvm';
   readonly vcpus: number;
   readonly memoryBytes: number;
@@ -31,7 +31,7 @@ export interface DemoEvidence {
 export interface DemoClosing {
   readonly outcome: MigrationOutcome['kind'];
   readonly workflowId: string;
-  readonly workflowUrl: string;
+  readonly workflowUrl: string | null;
   readonly engine: 'direct';
   readonly accelerator: 'tcg' | 'kvm';
   readonly vcpus: number;
@@ -133,6 +133,6 @@ export function closingLines(
       + `${closing.guestSelfCheckFailures} damaged pages`,
     `  owner       ${closing.ownerBefore} epoch ${closing.epochBefore} -> `
       + `${closing.ownerAfter} epoch ${closing.epochAfter}`,
-    `  see it      ${closing.workflowUrl}`,
+    ...(closing.workflowUrl === null ? [] : [`  see it      ${closing.workflowUrl}`]),
   ];
 }

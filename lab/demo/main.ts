@@ -3,9 +3,7 @@
  * outside that keeps writing, and one live move. The lab stays up afterwards, so that the run can
  * be looked at in Temporal's UI and the next demo starts warm; `--down` removes it.
  */
-import { createHash, randomBytes } from 'node:crypto';
-import { copyFileSync, mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
-import { join } from 'node:path';
+import { randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Client } from '@temporalio/client';
 import { nextView, progressLine } from '../../cli/progress.ts';
@@ -16,27 +14,23 @@ import { hostName, requestId, vmName } from '../../contracts/identity.ts';
 import type { MigrationId, VmName } from '../../contracts/identity.ts';
 import { defaultPolicy } from '../../contracts/migration.ts';
 import type { MigrationOutcome } from '../../contracts/migration.ts';
-import type { VmEntry } from '../../contracts/ownership.ts';
+import type { Ledger, VmEntry } from '../../contracts/ownership.ts';
 import { formatBytes } from '../../contracts/units.ts';
-import type { LedgerView } from '../../payloads/ledger-view.ts';
 import { runLifecycle } from '../../payloads/lifecycle-client.ts';
 import {
   migrationOutcome, startMigration, viewMigration,
 } from '../../payloads/migration-client.ts';
-import { probeAccelerator } from '../../infra/doctor/accelerator.ts';
 import { specOf } from '../bench/engines/direct.ts';
 import { loadRequest } from '../bench/measure.ts';
 import { OutsideClient } from '../client/outside-client.ts';
-import {
-  composeLab, connectLabLedger, connectLabTemporal, imageDirectory, servicesOf,
-} from '../compose.ts';
-import type { LabServices } from '../compose.ts';
-import { placeGuestImage, projectRoot, systemQemuProgram } from '../guest-image.ts';
-import { Lab, lowerLab, sweepDeadLabs } from '../lab.ts';
-import { listLabs, readLabState } from '../state.ts';
+import { connectLabLedger, connectLabTemporal, imageDirectory } from '../compose.ts';
+import { placeGuestImage, projectRoot } from '../guest-image.ts';
 import { closingLines, closingOf, demoFaults } from './closing.ts';
 import { readDemoOptions } from './options.ts';
 import type { DemoOptions } from './options.ts';
+import { demoName, removeDemo, setStage } from './stage.ts';
+import type { Stage } from './stage.ts';
+import { seizeTurn, takeTurn } from './turn.ts';
 
 const demoVm = vmName('demo');
 const demoAddress = '198.18.1.10';
@@ -44,8 +38,6 @@ const demoMac = '52:4e:43:00:01:0a';
 const bootMsMax = 120_000;
 const restingMs = 2_000;
 const lookEveryMs = 250;
-/** Where `novacron` looks for the lab (cli/operator-config.ts). */
-const operatorDirectory = join(projectRoot, '.novacron/lab');
 
 const begunMs = performance.now();
 const tell = (text: string): void => {
@@ -53,83 +45,14 @@ const tell = (text: string): void => {
   process.stderr.write(`${seconds.padStart(6)} s  ${text}\n`);
 };
 
-const demoLabs = (): string[] =>
-  listLabs().filter((id) => readLabState(id)?.notes['purpose'] === 'demo');
-
 async function demoDown(): Promise<void> {
-  const ids = demoLabs();
-  for (const id of ids) await lowerLab(id);
-  await sweepDeadLabs();
-  rmSync(operatorDirectory, { recursive: true, force: true });
-  tell(ids.length === 0 ? 'nothing of the demo was there' : `removed lab ${ids.join(', ')}`);
+  const turn = await seizeTurn(demoName, projectRoot);
+  const removed = await removeDemo();
+  turn.leave();
+  tell(removed.length === 0 ? 'nothing of the demo was there' : `removed lab ${removed.join(', ')}`);
 }
 
-const neededProcesses = (lab: Lab): string[] => [
-  'temporal', 'ledger', 'control', 'door-inside', 'door-outside',
-  ...lab.plan.hosts.map((host) => `host-${host.name}`),
-];
-
-interface Stage {
-  readonly lab: Lab;
-  readonly services: LabServices;
-}
-
-/** Folders whose code the lab's processes run. */
-const codeFolders = [
-  'contracts', 'payloads', 'activities', 'workflows', 'runners', 'native/generated',
-];
-
-/** Changes when the code of the lab's processes does: a warm lab must not show yesterday's. */
-function codeStamp(): string {
-  const stamp = createHash('sha256');
-  for (const folder of codeFolders) {
-    const names = readdirSync(join(projectRoot, folder), { recursive: true, encoding: 'utf8' });
-    for (const name of names.toSorted()) {
-      const about = statSync(join(projectRoot, folder, name));
-      if (about.isFile()) stamp.update(`${folder}/${name} ${about.size} ${about.mtimeMs}\n`);
-    }
-  }
-  return stamp.digest('hex');
-}
-
-/** The lab of an earlier demo when all of it still runs, else a new one. */
-async function setStage(): Promise<Stage> {
-  for (const id of demoLabs()) {
-    const lab = Lab.open(id);
-    const services = lab === null ? null : servicesOf(lab);
-    if (lab !== null && services !== null && lab.notes['code'] === codeStamp()
-      && neededProcesses(lab).every((name) => lab.isRunning(name))) {
-      tell(`lab ${id} is up from before`);
-      return { lab, services };
-    }
-    await lowerLab(id);
-  }
-  const lab = await Lab.raise({ hostCount: 2 });
-  const leave = (): void => {
-    void lab.lower().finally(() => process.exit(130));
-  };
-  process.once('SIGINT', leave).once('SIGTERM', leave);
-  try {
-    lab.note('purpose', 'demo');
-    tell(`lab ${lab.id}: two hosts in network namespaces`);
-    placeGuestImage(imageDirectory(lab));
-    const { accelerator, reason } = await probeAccelerator();
-    tell(`${accelerator}: ${reason}`);
-    const services = await composeLab({
-      lab, program: systemQemuProgram, accelerator, onStep: tell });
-    lab.note('code', codeStamp());
-    mkdirSync(operatorDirectory, { recursive: true });
-    copyFileSync(services.operatorConfigPath, join(operatorDirectory, 'operator.json'));
-    lab.keep(true);
-    process.removeListener('SIGINT', leave).removeListener('SIGTERM', leave);
-    return { lab, services };
-  } catch (error) {
-    await lab.lower();
-    throw error;
-  }
-}
-
-async function removeOldVm(client: Client, ledger: LedgerView): Promise<void> {
+async function removeOldVm(client: Client, ledger: Ledger): Promise<void> {
   if (await ledger.readVm(demoVm) === null) return;
   const request = (): ReturnType<typeof requestId> => requestId(randomBytes(6).toString('hex'));
   tell('removing the VM of the demo before');
@@ -184,7 +107,7 @@ async function follow(client: Client, migration: MigrationId): Promise<Migration
   return await ended;
 }
 
-async function entryOf(ledger: LedgerView, vm: VmName): Promise<VmEntry> {
+async function entryOf(ledger: Ledger, vm: VmName): Promise<VmEntry> {
   const entry = await ledger.readVm(vm);
   if (entry === null) throw new CodedError('vm/unknown', vm);
   return entry;
@@ -193,12 +116,13 @@ async function entryOf(ledger: LedgerView, vm: VmName): Promise<VmEntry> {
 interface Actors {
   readonly stage: Stage;
   readonly client: Client;
-  readonly ledger: LedgerView;
+  readonly ledger: Ledger;
   readonly outside: OutsideClient;
 }
 
 async function moveAndWatch(actors: Actors, options: DemoOptions): Promise<boolean> {
   const { stage, client, ledger, outside } = actors;
+  const { uiUrl, temporal } = stage.services;
   await outside.witness(loadRequest({
     dirtyBytesPerSecond: options.dirtyRate, workingSetBytes: options.workingSet,
     order: 'random', pages: 'full',
@@ -227,10 +151,8 @@ async function moveAndWatch(actors: Actors, options: DemoOptions): Promise<boole
   const closing = closingOf({
     outcome, resting, around, writes, before, after, workflowId: migration,
     accelerator: stage.services.accelerator,
-    workflowUrl: workflowUrl({
-      uiUrl: stage.services.uiUrl, namespace: stage.services.namespace, workflowId: migration,
-      runId: null,
-    }),
+    workflowUrl: uiUrl === null ? null : workflowUrl({
+      uiUrl, namespace: temporal.namespace, workflowId: migration, runId: null }),
     vcpus: options.vcpus, memoryBytes: options.memory, diskBytes: options.disk,
     ownerBefore: entryBefore.owner ?? '', ownerAfter: entryAfter.owner ?? '',
     epochBefore: entryBefore.epoch, epochAfter: entryAfter.epoch,
@@ -250,7 +172,8 @@ async function demo(options: DemoOptions): Promise<boolean> {
   if (process.getuid?.() !== 0) {
     throw new CodedError('input/invalid', 'network namespaces need root: sudo npm run demo');
   }
-  const stage = await setStage();
+  const turn = await takeTurn(demoName, projectRoot);
+  const stage = await setStage(tell);
   const client = await connectLabTemporal(stage.services);
   const ledger = await connectLabLedger(stage.lab, stage.services);
   try {
@@ -269,6 +192,7 @@ async function demo(options: DemoOptions): Promise<boolean> {
   } finally {
     await ledger.close();
     await client.connection.close();
+    turn.leave();
     process.stderr.write(`\nTemporal's UI: ${stage.services.uiUrl}   try: node cli/main.ts vm list`
       + '   remove everything: npm run demo -- --down\n');
   }

@@ -201,7 +201,7 @@ describe.runIf(missing.length === 0)('commands to a move that runs', () => {
       done !== null && done !== undefined)?.eventId;
     if (point === null || point === undefined) throw new Error('the history has no task');
     await stage.client.workflowService.resetWorkflowExecution({
-      namespace: stage.services.namespace, requestId: `${migration}-reset`, reason: 'the test',
+      namespace: stage.services.temporal.namespace, requestId: `${migration}-reset`, reason: 'the test',
       workflowExecution: { workflowId: migration, runId },
       workflowTaskFinishEventId: point,
     });

@@ -15,7 +15,7 @@ import { defaultPolicy } from '../../contracts/migration.ts';
 import type {
   MigrationOutcome, MigrationPolicy, MigrationStatus, SessionCommand,
 } from '../../contracts/migration.ts';
-import type { VmEntry } from '../../contracts/ownership.ts';
+import type { Ledger, VmEntry } from '../../contracts/ownership.ts';
 import type { DiskSpec, VmSpec } from '../../contracts/runner.ts';
 import { mib } from '../../contracts/units.ts';
 import { specOf } from '../../lab/bench/engines/direct.ts';
@@ -27,7 +27,7 @@ import { runCommand } from '../../lab/command.ts';
 import {
   composeLab, connectLabLedger, connectLabTemporal, hostStateDirectory, imageDirectory,
 } from '../../lab/compose.ts';
-import type { LabServices } from '../../lab/compose.ts';
+import type { ComposeOptions, LabServices } from '../../lab/compose.ts';
 import { placeGuestImage, systemQemuProgram } from '../../lab/guest-image.ts';
 import type { GuestImage } from '../../lab/guest-image.ts';
 import { Lab, labDirectories } from '../../lab/lab.ts';
@@ -35,7 +35,6 @@ import { namespaceExists } from '../../lab/network/network.ts';
 import type { LabHost } from '../../lab/network/plan.ts';
 import { processesOfLab } from '../../lab/processes.ts';
 import type { LabProcess } from '../../lab/processes.ts';
-import type { LedgerView } from '../../payloads/ledger-view.ts';
 import { runLifecycle } from '../../payloads/lifecycle-client.ts';
 import {
   commandMigration, migrationOutcome, startMigration, viewMigration,
@@ -114,7 +113,7 @@ export class MoveStage {
   readonly lab: Lab;
   readonly services: LabServices;
   readonly client: Client;
-  ledger: LedgerView;
+  ledger: Ledger;
   readonly image: GuestImage;
   readonly #guests: StageGuest[] = [];
   #requests = 0;
@@ -127,11 +126,13 @@ export class MoveStage {
     this.image = fields.image;
   }
 
-  static async raise(options: { readonly hostCount: number }): Promise<MoveStage> {
-    const lab = await Lab.raise(options);
+  static async raise({ hostCount, ...more }: {
+    readonly hostCount: number;
+  } & Pick<ComposeOptions, 'controlCount' | 'profile' | 'startTemporal'>): Promise<MoveStage> {
+    const lab = await Lab.raise({ hostCount });
     try {
       const image = placeGuestImage(imageDirectory(lab));
-      const services = await composeLab({ lab, program: systemQemuProgram });
+      const services = await composeLab({ lab, program: systemQemuProgram, ...more });
       const client = await connectLabTemporal(services);
       const ledger = await connectLabLedger(lab, services);
       return new MoveStage({ lab, services, client, ledger, image });
@@ -246,9 +247,10 @@ export class MoveStage {
   }
 
   process(name: string): LabProcess {
-    const namespace = name === 'control' || name === 'ledger' || name === 'temporal'
-      ? this.lab.plan.controlNamespace : this.lab.host(Number(name.slice('host-h'.length))).namespace;
-    const script = name.startsWith('host-') ? 'host' : name;
+    const [script = ''] = name.split('-');
+    const namespace = script === 'host'
+      ? this.lab.host(Number(name.slice('host-h'.length))).namespace
+      : this.lab.plan.controlNamespace;
     const config = join(this.lab.directories.data, `${name}.json`);
     const found = this.lab.process({
       name, namespace, ready: 'line',
