@@ -28,8 +28,7 @@ export default defineConfig({
       {
         test: {
           name: 'cluster', include: ['test/cluster/**/*.test.ts'], exclude, fileParallelism: false,
-          // The official server is built the first time: minutes on two cores.
-          testTimeout: 300_000, hookTimeout: 1_200_000,
+          testTimeout: 300_000, hookTimeout: 300_000,
         },
       },
     ],

@@ -29,6 +29,8 @@ describe('requirements', () => {
     // The outside client and the address check of preflight run its ping and arping.
     expect(systemPackages('demo')).toContain('busybox');
     expect(systemPackages('test')).toContain('postgresql');
+    expect(systemPackages('cluster')).toContain('postgresql');
+    expect(systemPackages('cluster')).not.toContain('maven');
   });
 });
 

@@ -1,4 +1,4 @@
-// `node infra/bootstrap/main.mjs [--json] [--then demo|test|bench|ready] [-- ARGUMENTS]`
+// `node infra/bootstrap/main.mjs [--json] [--then demo|test|cluster|bench|ready] [-- ARGUMENTS]`
 //
 // Makes a fresh machine ready and then runs the next thing on Node 24. Runs on Node 20 or newer
 // with nothing installed. Decides the order of the set-up; what a step does is in steps.mjs.
@@ -20,6 +20,7 @@ const nextThings = {
   demo: ['cli/main.ts', 'demo'],
   bench: ['cli/main.ts', 'bench'],
   test: ['infra/bootstrap/gate.mjs', 'test'],
+  cluster: ['infra/bootstrap/gate.mjs', 'cluster'],
   ready: ['infra/bootstrap/gate.mjs', 'ready'],
 };
 

@@ -8,6 +8,11 @@ import { checkKernel, checkTools, isAtLeast, parseVersion } from './requirements
 import { installSystemPackages } from './system-packages.mjs';
 
 const temporalModule = 'github.com/temporalio/cli/cmd/temporal@v1.5.1';
+/** The server of the production profile, and its schema tool. */
+const clusterModule = 'go.temporal.io/server/cmd';
+const clusterVersion = 'v1.32.1';
+const clusterPrograms = { server: 'server', sql: 'tools/sql' };
+const clusterFolder = '.cache/temporal-server';
 /** Oldest server with the updates and search attributes that the workflows use. */
 const temporalServerLeast = [1, 28];
 
@@ -29,6 +34,16 @@ const ensureTemporal = async ({ cache, env, log, onLine }) => {
   await runProgram('go', ['install', temporalModule], {
     log, onLine, env: { ...env, GOBIN: join(cache, 'bin'), GOFLAGS: '-trimpath' },
   });
+  return 'done';
+};
+
+/** Minutes on two cores, once. */
+const buildCluster = async ({ root, log, onLine, env }) => {
+  for (const path of Object.values(clusterPrograms)) {
+    await runProgram('go', ['install', `${clusterModule}/${path}@${clusterVersion}`], {
+      log, onLine, env: { ...env, GOBIN: join(root, clusterFolder) },
+    });
+  }
   return 'done';
 };
 
@@ -106,7 +121,10 @@ export const stepsFor = ({ purpose, root }) => [
   { name: 'kernel', after: [], run: () => `Linux ${checkKernel()}` },
   {
     name: 'tools', after: ['kernel'],
-    run: () => { checkTools({ needsGo: !findProgram('temporal') }); return 'found'; },
+    run: () => {
+      checkTools({ needsGo: !findProgram('temporal') || purpose === 'cluster' });
+      return 'found';
+    },
   },
   {
     name: 'system packages', after: ['tools'],
@@ -124,6 +142,12 @@ export const stepsFor = ({ purpose, root }) => [
     name: 'Temporal dev server', after: ['system packages'],
     run: ensureTemporal,
   },
+  ...(purpose === 'cluster' ? [{
+    name: `Temporal server ${clusterVersion.slice(1)}`, after: ['system packages'],
+    inputs: { paths: [], words: [clusterModule, clusterVersion] },
+    outputs: Object.keys(clusterPrograms).map((name) => join(clusterFolder, name)),
+    run: buildCluster,
+  }] : []),
   {
     name: 'native programs', after: ['system packages'],
     inputs: { paths: ['native'], words: ['programs'] },

@@ -11,11 +11,11 @@ const base = [
 ];
 /** What only the tests need: Temporal's time-skipping server, the production profile, Redis' tools. */
 const forTests = ['maven', 'default-jre-headless', 'redis-server', 'postgresql'];
+const forPurpose = { test: forTests, ready: forTests, cluster: ['postgresql'] };
 const supported = { debian: ['12', '13'], ubuntu: ['24.04'] };
 
 /** Packages of a purpose. */
-export const systemPackages = (purpose) =>
-  purpose === 'test' || purpose === 'ready' ? [...base, ...forTests] : base;
+export const systemPackages = (purpose) => [...base, ...forPurpose[purpose] ?? []];
 
 const missingOf = (packages) => {
   const asked = spawnSync('dpkg-query', ['-W', '-f', '${Package} ${db:Status-Status}\n', ...packages], {

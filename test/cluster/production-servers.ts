@@ -1,160 +1,129 @@
 /**
- * PostgreSQL and the official Temporal server as a production cluster has them: schema by Temporal's
- * own tool, mutual TLS on the frontend. Everything in one temporary folder, on loopback.
+ * PostgreSQL and the official Temporal server in a lab's control namespace, as a production cluster
+ * has them: schema by Temporal's own tool, mutual TLS between its parts and towards everybody.
  */
-import { execFileSync, spawn } from 'node:child_process';
-import type { ChildProcess } from 'node:child_process';
-import { chownSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:net';
+import { execFileSync } from 'node:child_process';
+import { chownSync, existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
+import { runCommand } from '../../lab/command.ts';
+import { labPorts } from '../../lab/compose.ts';
+import type { LabTemporal, Papers } from '../../lab/compose.ts';
+import { cacheDirectory, projectRoot } from '../../lab/guest-image.ts';
+import type { Lab } from '../../lab/lab.ts';
+import { controlAddress } from '../../lab/network/plan.ts';
+import { commandIn } from '../../lab/processes.ts';
+import type { ProcessSpec } from '../../lab/processes.ts';
+import type { TlsMaterial } from '../../payloads/certificates.ts';
 
-const serverVersion = 'v1.32.1';
-const cache = fileURLToPath(new URL('../../.cache/temporal-server', import.meta.url));
+const programs = join(cacheDirectory, 'temporal-server');
 const postgresFolder = '/usr/lib/postgresql';
+/** Namespaces of a lab are its own, so these are free; Temporal's schema takes none above 32767. */
+const ports = {
+  postgres: 5432, frontend: labPorts.temporalFront, matching: 7235, history: 7234, worker: 7239,
+  /** Added to a service's port for its membership. */
+  membershipOffset: 1_000,
+} as const;
+const startMsMax = 60_000;
+/** Name in the frontend's certificate by which the server's parts know each other. */
+const serverName = 'temporal.lab';
 
-/** Temporal's schema keeps ports in a smallint: below 32768, so not the kernel's own choice. */
-const portMax = 32_767;
-const portMin = 20_000;
-
-/** A free port on loopback that PostgreSQL's schema can keep. */
-export async function freePort(): Promise<number> {
-  for (;;) {
-    const port = portMin + Math.floor(Math.random() * (portMax - portMin));
-    const probe = createServer();
-    const isFree = await new Promise<boolean>((resolve) => {
-      probe.once('error', () => resolve(false));
-      probe.listen(port, '127.0.0.1', () => resolve(true));
-    });
-    if (!isFree) continue;
-    await new Promise((resolve) => probe.close(resolve));
-    return port;
-  }
-}
-
-/** What has to be installed before the test can run; null when all is there. */
-export function missingForCluster(): string | null {
-  if (!existsSync(postgresFolder)) return 'PostgreSQL (apt install postgresql)';
-  if (existsSync(join(cache, 'server')) && existsSync(join(cache, 'sql'))) return null;
-  try {
-    execFileSync('go', ['version']);
-    return null;
-  } catch {
-    return 'Go ≥ 1.26 (to build the official Temporal server)';
-  }
-}
-
-/** Builds server and schema tool once; five minutes on two cores. */
-export function buildServer(): void {
-  mkdirSync(cache, { recursive: true });
-  const env = { ...process.env, GOBIN: cache };
-  if (!existsSync(join(cache, 'server'))) {
-    execFileSync('go', ['install', `go.temporal.io/server/cmd/server@${serverVersion}`], { env });
-  }
-  if (!existsSync(join(cache, 'sql'))) {
-    execFileSync('go', ['install', `go.temporal.io/server/cmd/tools/sql@${serverVersion}`], { env });
-  }
-}
+/** What has to be there before the profile can run; empty when all is. */
+export const missingForCluster = (): string[] => [
+  ...(existsSync(postgresFolder) ? [] : ['PostgreSQL']),
+  ...(existsSync(join(programs, 'server')) && existsSync(join(programs, 'sql'))
+    ? [] : ['the official Temporal server']),
+];
 
 function postgresProgram(name: string): string {
   const version = readdirSync(postgresFolder).sort((a, b) => Number(b) - Number(a))[0] ?? '';
   return join(postgresFolder, version, 'bin', name);
 }
 
-function idOf(flag: '-u' | '-g'): number {
-  return Number(execFileSync('id', [flag, 'postgres'], { encoding: 'utf8' }).trim());
-}
+const idOf = (flag: '-u' | '-g'): number =>
+  Number(execFileSync('id', [flag, 'postgres'], { encoding: 'utf8' }).trim());
 
-/** PostgreSQL refuses to run as root: its own user, its own folder. */
-export async function startPostgres(
-  folder: string,
-): Promise<{ readonly process: ChildProcess; readonly port: number }> {
-  const port = await freePort();
-  const data = join(folder, 'postgres');
-  const owner = { uid: idOf('-u'), gid: idOf('-g') };
-  mkdirSync(data, { mode: 0o700 });
-  chownSync(data, owner.uid, owner.gid);
-  execFileSync(
-    postgresProgram('initdb'), ['-D', data, '-U', 'temporal', '--auth', 'trust', '-E', 'UTF8'],
-    { ...owner, cwd: '/', stdio: 'pipe' },
-  );
-  const child = spawn(postgresProgram('postgres'), [
-    '-D', data, '-p', String(port), '-c', 'listen_addresses=127.0.0.1',
-    '-c', `unix_socket_directories=${data}`,
-  ], { ...owner, cwd: '/', stdio: 'ignore' });
-  for (let attempt = 0; ; attempt += 1) {
+/** Repeats a command until it succeeds. */
+async function until(command: readonly string[]): Promise<void> {
+  for (const end = performance.now() + startMsMax;;) {
     try {
-      execFileSync(postgresProgram('pg_isready'), ['-h', '127.0.0.1', '-p', String(port)]);
-      break;
+      await runCommand(command);
+      return;
     } catch (error) {
-      if (attempt > 100) throw error;
+      if (performance.now() > end) throw error;
       await sleep(200);
     }
   }
-  return { process: child, port };
+}
+
+/** PostgreSQL refuses to run as root: its own user, its own folder. */
+async function startPostgres(lab: Lab): Promise<void> {
+  const data = join(lab.directories.data, 'postgres');
+  mkdirSync(data, { mode: 0o700 });
+  chownSync(data, idOf('-u'), idOf('-g'));
+  const asPostgres = [
+    'setpriv', '--reuid=postgres', '--regid=postgres', '--clear-groups', '--inh-caps=-all'];
+  await runCommand([
+    ...asPostgres, postgresProgram('initdb'), '-D', data, '-U', 'temporal', '--auth', 'trust',
+    '-E', 'UTF8', '--no-sync',
+  ]);
+  await lab.start({
+    name: 'postgres', namespace: lab.plan.controlNamespace, ready: 'none', directory: '/',
+    command: [
+      ...asPostgres, postgresProgram('postgres'), '-D', data, '-p', String(ports.postgres),
+      '-c', 'listen_addresses=127.0.0.1', '-c', `unix_socket_directories=${data}`,
+    ],
+  });
+  await until(commandIn(lab.plan.controlNamespace, [
+    postgresProgram('pg_isready'), '-h', '127.0.0.1', '-p', String(ports.postgres)]));
 }
 
 /** Databases and schema by Temporal's tool. */
-export function applySchema(postgresPort: number): void {
-  const tool = (database: string, ...rest: string[]): void => {
-    execFileSync(join(cache, 'sql'), [
-      '--plugin', 'postgres12', '--ep', '127.0.0.1', '--port', String(postgresPort),
-      '--user', 'temporal', '--db', database, ...rest,
-    ], { stdio: 'pipe' });
+async function applySchema(lab: Lab): Promise<void> {
+  const tool = async (database: string, ...rest: string[]): Promise<void> => {
+    await runCommand(commandIn(lab.plan.controlNamespace, [
+      join(programs, 'sql'), '--plugin', 'postgres12', '--ep', '127.0.0.1',
+      '--port', String(ports.postgres), '--user', 'temporal', '--db', database, ...rest,
+    ]));
   };
   for (const [database, schema] of [
     ['temporal', 'postgresql/v12/temporal'], ['temporal_visibility', 'postgresql/v12/visibility'],
   ] as const) {
-    tool(database, 'create-database');
-    tool(database, 'setup-schema', '-v', '0.0');
-    tool(database, 'update-schema', '--schema-name', schema);
+    await tool(database, 'create-database');
+    await tool(database, 'setup-schema', '-v', '0.0');
+    await tool(database, 'update-schema', '--schema-name', schema);
   }
 }
 
-export interface ServerFiles {
-  readonly certPath: string;
-  readonly keyPath: string;
-  readonly caPath: string;
-}
-
-const store = (database: string, port: number): object => ({
+const store = (databaseName: string): object => ({
   sql: {
-    pluginName: 'postgres12', databaseName: database, connectAddr: `127.0.0.1:${port}`,
+    pluginName: 'postgres12', databaseName, connectAddr: `127.0.0.1:${ports.postgres}`,
     connectProtocol: 'tcp', user: 'temporal', password: '', maxConns: 10, maxIdleConns: 10,
     maxConnLifetime: '1h',
   },
 });
 
-/** Writes the server's configuration (JSON is YAML); answers its path and the frontend's port. */
-export async function writeServerConfig(
-  { folder, postgresPort, tls }: {
-    readonly folder: string; readonly postgresPort: number; readonly tls: ServerFiles;
+const service = (grpcPort: number): object => ({
+  rpc: {
+    grpcPort, membershipPort: grpcPort - ports.membershipOffset, bindOnIP: controlAddress,
   },
-): Promise<{ readonly path: string; readonly port: number }> {
-  const port = await freePort();
-  const rpc = async (grpcPort: number): Promise<object> => ({
-    rpc: { grpcPort, membershipPort: await freePort(), bindOnLocalHost: true },
-  });
+});
+
+/** The server's configuration (JSON is YAML). */
+function serverConfig(tls: TlsMaterial, dynamicConfigPath: string): object {
   const server = {
     certFile: tls.certPath, keyFile: tls.keyPath, requireClientAuth: true,
     clientCaFiles: [tls.caPath],
   };
-  const client = { serverName: 'localhost', rootCaFiles: [tls.caPath] };
-  const dynamic = join(folder, 'dynamic.yaml');
-  writeFileSync(dynamic, 'system.forceSearchAttributesCacheRefreshOnRead:\n  - value: true\n');
-  const path = join(folder, 'server.yaml');
-  writeFileSync(path, JSON.stringify({
+  const client = { serverName, rootCaFiles: [tls.caPath] };
+  return {
     log: { stdout: true, level: 'error' },
     persistence: {
       defaultStore: 'main', visibilityStore: 'visibility', numHistoryShards: 4,
-      datastores: {
-        main: store('temporal', postgresPort),
-        visibility: store('temporal_visibility', postgresPort),
-      },
+      datastores: { main: store('temporal'), visibility: store('temporal_visibility') },
     },
     global: {
-      membership: { maxJoinDuration: '30s', broadcastAddress: '127.0.0.1' },
+      membership: { maxJoinDuration: '30s', broadcastAddress: controlAddress },
       tls: {
         frontend: { server, client },
         internode: { server, client },
@@ -162,10 +131,8 @@ export async function writeServerConfig(
       },
     },
     services: {
-      frontend: await rpc(port),
-      matching: await rpc(await freePort()),
-      history: await rpc(await freePort()),
-      worker: await rpc(await freePort()),
+      frontend: service(ports.frontend), matching: service(ports.matching),
+      history: service(ports.history), worker: service(ports.worker),
     },
     clusterMetadata: {
       enableGlobalNamespace: false, failoverVersionIncrement: 10, masterClusterName: 'active',
@@ -173,31 +140,52 @@ export async function writeServerConfig(
       clusterInformation: {
         active: {
           enabled: true, initialFailoverVersion: 1, rpcName: 'frontend',
-          rpcAddress: `localhost:${port}`,
+          rpcAddress: `${controlAddress}:${ports.frontend}`,
         },
       },
     },
     dcRedirectionPolicy: { policy: 'noop' },
-    dynamicConfigClient: { filepath: dynamic, pollInterval: '10s' },
-  }, null, 1));
-  return { path, port };
+    dynamicConfigClient: { filepath: dynamicConfigPath, pollInterval: '10s' },
+  };
 }
 
-/** Starts the server; it is ready when its frontend answers, which the caller asks. */
-export const startServer = (configPath: string): ChildProcess =>
-  spawn(join(cache, 'server'), ['--config-file', configPath, '--allow-no-auth', 'start'], {
-    stdio: ['ignore', openSync(`${configPath}.log`, 'a'), openSync(`${configPath}.log`, 'a')],
-  });
+/** The official server as a process of the lab; its configuration is written by `startCluster`. */
+export const temporalServer = (lab: Lab): ProcessSpec => ({
+  name: 'temporal-server', namespace: lab.plan.controlNamespace, ready: 'none',
+  command: [
+    join(programs, 'server'), '--config-file', join(lab.directories.data, 'temporal-server.yaml'),
+    '--allow-no-auth', 'start',
+  ],
+});
 
-/** Last lines that a server wrote, for the message of a test that could not start it. */
-export const serverLog = (configPath: string): string =>
-  readFileSync(`${configPath}.log`, 'utf8').split('\n').slice(-12).join('\n');
-
-/** Waits for the end of a process after a signal. */
-export async function endProcess(child: ChildProcess, signal: NodeJS.Signals): Promise<void> {
-  if (child.exitCode !== null || child.signalCode !== null) return;
-  const ended = new Promise((resolve) => child.once('exit', resolve));
-  child.kill(signal);
-  await Promise.race([ended, sleep(20_000)]);
-  if (child.exitCode === null && child.signalCode === null) child.kill('SIGKILL');
+/** `node infra/temporal/prepare.ts`, as an operator runs it; waits until the frontend answers. */
+async function prepare(lab: Lab, papers: Papers, namespace: string): Promise<void> {
+  const config = join(lab.directories.data, `prepare-${namespace}.json`);
+  const { certPath, keyPath, caPath } = papers.of({ role: 'operator', name: 'lab' });
+  writeFileSync(config, JSON.stringify({
+    temporal: {
+      address: `${controlAddress}:${ports.frontend}`, namespace, tls: { certPath, keyPath, caPath },
+    },
+  }));
+  const said = await runCommand(commandIn(lab.plan.controlNamespace, [
+    process.execPath, join(projectRoot, 'infra/temporal/prepare.ts'), '--config', config,
+  ]), { timeoutMs: 150_000 });
+  if (!said.includes('"msg":"prepared"')) throw new Error(`not prepared: ${said}`);
 }
+
+/** Starts database and server and prepares the namespaces; the lab's processes use the first. */
+export const startCluster = (namespaces: readonly [string, ...string[]]) =>
+  async (lab: Lab, papers: Papers): Promise<LabTemporal> => {
+    await startPostgres(lab);
+    await applySchema(lab);
+    const dynamic = join(lab.directories.data, 'temporal-dynamic.yaml');
+    writeFileSync(dynamic, '{}\n');
+    writeFileSync(join(lab.directories.data, 'temporal-server.yaml'), JSON.stringify(
+      serverConfig(papers.of({ role: 'temporal', name: 'front' }), dynamic), null, 1));
+    await lab.start(temporalServer(lab));
+    for (const namespace of namespaces) await prepare(lab, papers, namespace);
+    const front = { address: controlAddress, port: ports.frontend };
+    return {
+      front, namespace: namespaces[0], ui: null, behindDoor: { ...front, asksCertificate: true },
+    };
+  };
