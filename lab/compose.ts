@@ -256,7 +256,7 @@ async function openDoors(
     const path = join(lab.directories.runtime, `door-${index}.sock`);
     const port = await freePort();
     ports.push(port);
-    inside.push({ listen: { path }, connect: service });
+    inside.push({ listen: { path }, connect: { address: service.address, port: service.port } });
     outside.push({ listen: { address: '127.0.0.1', port }, connect: { path } });
   }
   const door = join(projectRoot, 'lab/door.ts');

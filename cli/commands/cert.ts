@@ -9,6 +9,7 @@ import { createAuthority, defaultValidDays, issueCertificate, listCertificates, 
   rotateCertificate } from '../../payloads/certificates.ts';
 import type { IssuedFiles } from '../../payloads/certificates.ts';
 import { createJoinToken, serveEnrolment } from '../../payloads/enrolment.ts';
+import { createPayloadKeys, rotatePayloadKeys } from '../../payloads/payload-keys.ts';
 import { createRevocationList, openRevocationList, revokeCertificates,
 } from '../../payloads/revocation.ts';
 import { readCount, readDurationMs, readEndpoint, readHostName } from '../context.ts';
@@ -142,6 +143,14 @@ async function serve(
   return done({ address, port: server.port, enrolledCount }, [`${enrolledCount} hosts joined`]);
 }
 
+async function payloadKeys(
+  context: Context, file: string, { rotate: adds }: { readonly rotate: boolean },
+): Promise<CommandResult> {
+  const path = resolve(context.world.workingDirectory, file);
+  const keyId = await (adds ? rotatePayloadKeys : createPayloadKeys)(path, context.world.now());
+  return done({ path, keyId }, [`${keyId} encrypts`, `  ${path}`]);
+}
+
 const collect = (value: string, before: readonly string[]): readonly string[] => [...before, value];
 
 export function addCertCommands(program: Command, context: Context): void {
@@ -169,6 +178,10 @@ export function addCertCommands(program: Command, context: Context): void {
   (text: string, options: Place & { reason: string }) => revoke(context, text, options));
   act(cert.command('list').description('all certificates with their state').option(...dir),
     (options: Place) => list(context, options));
+  act(cert.command('payload-keys <file>')
+    .description('make the keys that encrypt what Temporal stores; an existing file is kept')
+    .option('--rotate', 'add a key that encrypts from now on; older ones go on decrypting', false),
+  (file: string, options: { rotate: boolean }) => payloadKeys(context, file, options));
   act(cert.command('join-token <host>').description('token that lets a new machine join, once')
     .requiredOption('--endpoint <address:port>', 'where it will reach `cert serve`')
     .option(...dir).option(...address).option('--valid <time>', 'at most 24h', '1h'),

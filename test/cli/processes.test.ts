@@ -1,7 +1,7 @@
 /** `novacron` as a process: exit codes, --json, completion in a real shell, a real ledger. */
 import { execFile } from 'node:child_process';
 import { generateKeyPairSync } from 'node:crypto';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pino } from 'pino';
@@ -130,6 +130,18 @@ describe('as a process', () => {
     const { code, stderr } = await run('vm', 'list', '--config', bad);
     expect(code).toBe(2);
     expect(stderr).toMatch(/bad\.json: ledger\.port/);
+  }, testMsMax);
+  it('makes payload keys, keeps them, and rotates them', async () => {
+    const path = join(dir, 'payload-keys.json');
+    const made = await run('cert', 'payload-keys', path, '--json');
+    expect(made.last).toMatchObject({ ok: true, path, keyId: expect.stringMatching(/^k/) });
+    const { keyId } = made.last;
+    expect((await run('cert', 'payload-keys', path, '--json')).last).toMatchObject({ keyId });
+    const rotated = await run('cert', 'payload-keys', path, '--rotate', '--json');
+    expect(rotated.last['keyId']).not.toBe(keyId);
+    const { keys } = JSON.parse(await readFile(path, 'utf8')) as { keys: { id: string }[] };
+    expect(keys.map(({ id }) => id)).toEqual([keyId, rotated.last['keyId']]);
+    expect((await stat(path)).mode & 0o777).toBe(0o600);
   }, testMsMax);
   it('works with certificates from nothing', async () => {
     const at = join(dir, 'fresh');
