@@ -1,6 +1,6 @@
 /**
- * `unit` runs beside itself, `e2e` alone, because it measures and owns the machine; `cluster` is the
- * production profile, a command of its own (`npm run test:cluster`).
+ * `unit` runs beside itself, `e2e` alone, because it measures and owns the machine; `cluster` is
+ * the production profile, a command of its own (`npm run test:cluster`).
  */
 import { defineConfig } from 'vitest/config';
 

@@ -108,7 +108,8 @@ export function explainMove(
   const paused = status.progress?.paused === true;
   return {
     state: `${vm} is being moved from ${status.source ?? '?'} to ${status.target}: `
-      + `${status.phase}, ${status.percent} %${status.pointOfNoReturnPassed ? ', past the point of no return' : ''}`,
+      + `${status.phase}, ${status.percent} %`
+      + (status.pointOfNoReturnPassed ? ', past the point of no return' : ''),
     waitsFor: paused ? '`resume`' : status.waitingFor?.what ?? null,
     on: paused ? 'you' : null,
     sinceMs: status.waitingFor?.sinceMs ?? null,

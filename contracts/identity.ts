@@ -5,9 +5,13 @@
 declare const brand: unique symbol;
 type Branded<T, B extends string> = T & { readonly [brand]: B };
 
-/** Name of a VM: 1-40 characters a-z, 0-9 and '-', starting with a letter. It becomes a path part. */
+/**
+ * Name of a VM: 1-40 characters a-z, 0-9 and '-', starting with a letter. It becomes a path part.
+ */
 export type VmName = Branded<string, 'VmName'>;
-/** Name of a host, same alphabet as a VM's, at most 30 characters (it becomes a task queue's name). */
+/**
+ * Name of a host, same alphabet as a VM's, at most 30 characters (it becomes a task queue's name).
+ */
 export type HostName = Branded<string, 'HostName'>;
 /** Chosen by the requester; the same id is the same request. 1-64 of A-Z a-z 0-9 '.' '_' '-'. */
 export type RequestId = Branded<string, 'RequestId'>;

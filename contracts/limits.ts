@@ -15,9 +15,13 @@ export const limits = {
   diskBytesMax: 16 * 1024 * gib,
   diskCountMax: 8,
   nicCountMax: 4,
-  /** Frames between runners and to the ledger: ids, counters, digests; more is an attack or a bug. */
+  /**
+   * Frames between runners and to the ledger: ids, counters, digests; more is an attack or a bug.
+   */
   controlFrameBytesMax: 256 * kib,
-  /** Post-copy pages that Quiesced may list: as page runs, so that the entry stays below a frame. */
+  /**
+   * Post-copy pages that Quiesced may list: as page runs, so that the entry stays below a frame.
+   */
   missingRunsMax: 16_384,
   /** Lanes of one migration in this version: cores, not links, are the bound on one machine. */
   laneCountMax: 16,

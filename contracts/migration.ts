@@ -197,7 +197,9 @@ export interface StepInput {
   readonly target: HostName;
   readonly epoch: number;
 }
-/** Where the target's runner listens for this move; the secret is exchanged peer to peer, not here. */
+/**
+ * Where the target's runner listens for this move; the secret is exchanged peer to peer, not here.
+ */
 export interface TargetEndpoint {
   readonly peerAddress: string;
   readonly peerPort: number;
@@ -285,7 +287,9 @@ export interface HostActivities {
     readonly running: RunningVm;
     readonly policy: MigrationPolicy;
   }): Promise<TargetEndpoint>;
-  /** Source: disks in sync, the mirror stays on. Heartbeats SessionProgress. Joins a running one. */
+  /**
+   * Source: disks in sync, the mirror stays on. Heartbeats SessionProgress. Joins a running one.
+   */
   copyDisk(input: StepInput & {
     readonly endpoint: TargetEndpoint;
     readonly policy: MigrationPolicy;

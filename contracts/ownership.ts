@@ -131,7 +131,9 @@ export interface Refusal {
   readonly reason: string;
   readonly entry: VmEntry | null;
 }
-/** `changed` is false for a repeat, which does nothing. `index` is the log position that decided. */
+/**
+ * `changed` is false for a repeat, which does nothing. `index` is the log position that decided.
+ */
 export interface Acceptance {
   readonly accepted: true;
   readonly changed: boolean;

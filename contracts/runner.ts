@@ -57,14 +57,19 @@ export const vmSpec = z.strictObject({
     .min(limits.memoryBytesMin)
     .max(limits.memoryBytesMax)
     .refine((size) => size % (1 << 20) === 0, 'a whole number of MiB'),
-  /** Versioned machine type, e.g. pc-i440fx-7.2; never an alias, which would differ between hosts. */
+  /**
+   * Versioned machine type, e.g. pc-i440fx-7.2; never an alias, which would differ between hosts.
+   */
   machineType: z.string().regex(/^pc-(i440fx|q35)-\d{1,2}\.\d$/),
   /** Named CPU model (qemu64, Skylake-Server-v4, …); host and max would pin the VM to its host. */
   cpuModel: z.string().regex(/^[A-Za-z][A-Za-z0-9_-]{1,39}$/).refine((m) => m !== 'host' && m !== 'max'),
   disks: z.array(diskSpec).max(limits.diskCountMax),
   nics: z.array(nicSpec).max(limits.nicCountMax),
   boot: z.discriminatedUnion('kind', [kernelBoot, diskBoot]),
-  /** `automatic` binds the VM to its lease; `none` (the default) never pauses it for a silent ledger. */
+  /**
+   * `automatic` binds the VM to its lease; `none` (the default) never pauses it for a silent
+   * ledger.
+   */
   failover: z.enum(['none', 'automatic']),
 });
 export type VmSpec = z.infer<typeof vmSpec>;

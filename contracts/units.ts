@@ -1,4 +1,6 @@
-/** Checked constructors for quantities. A number that went through one is a whole, safe, sane one. */
+/**
+ * Checked constructors for quantities. A number that went through one is a whole, safe, sane one.
+ */
 declare const unit: unique symbol;
 type Quantity<U extends string> = number & { readonly [unit]?: U };
 

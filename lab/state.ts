@@ -1,7 +1,7 @@
 /**
  * What a lab has made, written down before it is made, so that `down` finds everything even after
- * a kill -9. One JSON file a lab under /run/novacron-lab/labs; a boot empties /run as it empties the
- * kernel's namespaces.
+ * a kill -9. One JSON file a lab under /run/novacron-lab/labs; a boot empties /run as it empties
+ * the kernel's namespaces.
  */
 import {
   existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, writeFileSync,
@@ -65,7 +65,9 @@ export function removeLabState(id: string): void {
   rmSync(pathOf(id), { force: true });
 }
 
-/** A record that is being written is renamed in a moment; one this old belongs to a killed maker. */
+/**
+ * A record that is being written is renamed in a moment; one this old belongs to a killed maker.
+ */
 const unfinishedMsMax = 10_000;
 
 /** Removes records whose maker was killed while it wrote them: nothing was made yet. */

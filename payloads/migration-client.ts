@@ -5,7 +5,8 @@
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
-  ServiceError, WorkflowExecutionAlreadyStartedError, WorkflowNotFoundError, WorkflowUpdateFailedError,
+  ServiceError, WorkflowExecutionAlreadyStartedError, WorkflowNotFoundError,
+  WorkflowUpdateFailedError,
 } from '@temporalio/client';
 import type { Client, WorkflowHandle } from '@temporalio/client';
 import {
@@ -141,8 +142,9 @@ function withProgress(status: MigrationStatus, progress: SessionProgress): Migra
 }
 
 /**
- * The workflow's status with the figures of the newest heartbeat, which the workflow does not see. Percent may fall between two calls when the guest dirties faster than is sent: who watches
- * keeps the largest. Cheap enough for a few calls a second. Failure: migration/unknown.
+ * The workflow's status with the figures of the newest heartbeat, which the workflow does not see.
+ * Percent may fall between two calls when the guest dirties faster than is sent: who watches keeps
+ * the largest. Cheap enough for a few calls a second. Failure: migration/unknown.
  */
 export async function viewMigration(
   client: Client,

@@ -104,8 +104,8 @@ const isSealed = (payload: Payload): boolean =>
 
 /**
  * The codec of every client, worker and of the codec server. Payloads that are not ours pass as
- * they are (search attributes and what other tools wrote); ours that are damaged, too large or of an
- * unknown key throw ValueError, never a part of their content.
+ * they are (search attributes and what other tools wrote); ours that are damaged, too large or of
+ * an unknown key throw ValueError, never a part of their content.
  */
 export const createPayloadCodec = (keys: PayloadKeys): PayloadCodec => ({
   encode: async (payloads) => payloads.map((payload) => seal(payload, keys)),

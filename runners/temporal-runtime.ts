@@ -4,8 +4,8 @@ import type { Logger } from 'pino';
 import { freePort } from './free-port.ts';
 
 /**
- * Installs Temporal's runtime once a process: its logs go to `logger`, signals stay ours. Answers how
- * to read the SDK's own figures, which its core serves on a loopback port.
+ * Installs Temporal's runtime once a process: its logs go to `logger`, signals stay ours. Answers
+ * how to read the SDK's own figures, which its core serves on a loopback port.
  */
 export async function installTemporalRuntime(logger: Logger): Promise<() => Promise<string>> {
   const port = await freePort();

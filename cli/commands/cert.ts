@@ -140,7 +140,8 @@ async function serve(
   world.stderr.write(`enrolment endpoint on ${address}:${server.port}; Ctrl-C ends it\n`);
   await world.interrupted;
   await server.close();
-  return done({ address, port: server.port, enrolledCount }, [`${enrolledCount} hosts joined`]);
+  const joined = `${enrolledCount} ${enrolledCount === 1 ? 'host' : 'hosts'} joined`;
+  return done({ address, port: server.port, enrolledCount }, [joined]);
 }
 
 async function payloadKeys(

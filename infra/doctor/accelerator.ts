@@ -6,8 +6,8 @@
  */
 import { spawn } from 'node:child_process';
 import {
-  accessSync, closeSync, constants, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, statSync,
-  writeFileSync,
+  accessSync, closeSync, constants, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync,
+  statSync, writeFileSync,
 } from 'node:fs';
 import { release, tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -23,7 +23,9 @@ export interface AcceleratorReport {
 
 /** Longest run of the probe guest: under KVM it takes half a second, on a hanging one for ever. */
 const probeMsMax = 8_000;
-/** A host's KVM changes with its kernel and its settings; the kernel's release is part of the key. */
+/**
+ * A host's KVM changes with its kernel and its settings; the kernel's release is part of the key.
+ */
 const cacheMsMax = 24 * 3_600_000;
 const cacheFile = fileURLToPath(new URL('../../.cache/accelerator.json', import.meta.url));
 const othersReadWrite = 0o006;
@@ -137,7 +139,8 @@ export async function probeAccelerator(
   const report = await probe(qemu);
   try {
     mkdirSync(dirname(cacheFile), { recursive: true });
-    writeFileSync(cacheFile, JSON.stringify({ key, atMs: Date.now(), report } satisfies CachedReport));
+    const cached: CachedReport = { key, atMs: Date.now(), report };
+    writeFileSync(cacheFile, JSON.stringify(cached));
   } catch { /* a read-only checkout asks each time */ }
   return report;
 }

@@ -69,7 +69,8 @@ function postCopyFinding(kernel: KernelProbe | null): Finding {
 
 function acceleratorFinding({ accelerator, emulationProblem }: Observations): Finding {
   if (accelerator.accelerator === 'kvm') {
-    return { subject: 'accelerator', state: 'good', found: accelerator.reason, follows: 'VMs run under KVM.' };
+    return { subject: 'accelerator', state: 'good',
+      found: accelerator.reason, follows: 'VMs run under KVM.' };
   }
   return { subject: 'accelerator', state: emulationProblem === null ? 'limited' : 'missing',
     found: accelerator.reason,
@@ -81,7 +82,8 @@ function qemuFindings(seen: Observations): Finding[] {
   const { qemuVersion, machineTypes, secondQemuVersion } = seen;
   const newest = machineTypes.find((name) => name.startsWith('pc-i440fx')) ?? 'none';
   return [
-    { subject: 'QEMU', state: qemuVersion === null ? 'missing' : 'good', found: qemuVersion ?? 'not installed',
+    { subject: 'QEMU', state: qemuVersion === null ? 'missing' : 'good',
+      found: qemuVersion ?? 'not installed',
       follows: qemuVersion === null ? 'apt-get install qemu-system-x86'
         : `${machineTypes.length} versioned machine types, newest ${newest}.` },
     { subject: 'second QEMU for comparisons', state: secondQemuVersion === null ? 'limited' : 'good',
@@ -94,7 +96,8 @@ function networkFindings(seen: Observations): Finding[] {
   const { congestionControls, rdmaDevices, bridgeSetProblem } = seen;
   const hasBbr = congestionControls.includes('bbr');
   return [
-    { subject: 'congestion control', state: hasBbr ? 'good' : 'limited', found: congestionControls.join(' '),
+    { subject: 'congestion control', state: hasBbr ? 'good' : 'limited',
+      found: congestionControls.join(' '),
       follows: hasBbr ? 'Lossy long links are used well (bbr).' : 'Loss on long links costs rate: load tcp_bbr.' },
     { subject: 'RDMA', state: rdmaDevices.length > 0 ? 'good' : 'limited',
       found: rdmaDevices.join(' ') || 'no device', follows: 'Moves go over TCP with TLS.' },
@@ -123,7 +126,8 @@ function hostFindings(seen: Observations): Finding[] {
     { subject: 'programs', state: lacking === '' ? 'good' : 'missing',
       found: lacking === '' ? 'all that a runner calls' : `not on PATH: ${lacking}`,
       follows: lacking === '' ? 'Nothing to install.' : `apt-get install ${packagesOf(seen.programsMissing)}` },
-    { subject: 'rights', state: seen.isRoot ? 'good' : 'limited', found: seen.isRoot ? 'root' : 'not root',
+    { subject: 'rights', state: seen.isRoot ? 'good' : 'limited',
+      found: seen.isRoot ? 'root' : 'not root',
       follows: seen.isRoot ? 'Lab and runner can be started.' : 'Lab and runner need root.' },
     { subject: 'cgroup v2', state: seen.hasCgroup2 ? 'good' : 'limited',
       found: seen.hasCgroup2 ? 'mounted' : 'not mounted',
@@ -131,19 +135,22 @@ function hostFindings(seen: Observations): Finding[] {
     { subject: 'disk flush', state: isFast ? 'good' : 'limited',
       found: syncMsP50 === null ? 'could not be measured' : `fdatasync ${syncMsP50.toFixed(2)} ms (median)`,
       follows: 'Two ledger writes are part of the downtime of each move.' },
-    { subject: 'memory', state: 'good', found: `${gibibytes(memoryFreeBytes)} free of ${gibibytes(memoryBytes)}`,
+    { subject: 'memory', state: 'good',
+      found: `${gibibytes(memoryFreeBytes)} free of ${gibibytes(memoryBytes)}`,
       follows: 'A move needs the guest\'s memory at the target.' },
     { subject: 'disk', state: diskFreeBytes === null ? 'limited' : 'good',
       found: diskFreeBytes === null ? 'unknown' : `${gibibytes(diskFreeBytes)} free`,
       follows: 'A move copies local disks to the target.' },
-    { subject: 'clock', state: 'good', found: seen.clockSource, follows: 'Leases use the monotonic clock.' },
+    { subject: 'clock', state: 'good',
+      found: seen.clockSource, follows: 'Leases use the monotonic clock.' },
   ];
 }
 
 /** All findings, the ones that decide most first. */
 export function findingsOf(seen: Observations): readonly Finding[] {
   return [
-    { subject: 'kernel', state: 'good', found: seen.kernelRelease, follows: 'What it can do was tried below.' },
+    { subject: 'kernel', state: 'good',
+      found: seen.kernelRelease, follows: 'What it can do was tried below.' },
     acceleratorFinding(seen),
     trackingFinding(seen.kernel),
     postCopyFinding(seen.kernel),

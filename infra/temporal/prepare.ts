@@ -1,8 +1,8 @@
 /**
- * Makes a cluster's namespace ready for NovaCron, and may be repeated: `node infra/temporal/prepare.ts
- * --config FILE`, where FILE is the configuration of a control worker or an operator. Registers the
- * namespace where it is not there, the search attributes and the schedule. Waits while the cluster
- * starts; prints a line with msg "prepared".
+ * Makes a cluster's namespace ready for NovaCron, and may be repeated: `node
+ * infra/temporal/prepare.ts --config FILE`, where FILE is the configuration of a control worker or
+ * an operator. Registers the namespace where it is not there, the search attributes and the
+ * schedule. Waits while the cluster starts; prints a line with msg "prepared".
  */
 import { readFileSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
@@ -14,7 +14,9 @@ import { connectTemporal, temporalTarget } from '../../payloads/temporal-connect
 import type { TemporalTarget } from '../../payloads/temporal-connection.ts';
 import { prepareNamespace, registerNamespace } from './namespace.ts';
 
-/** A cluster that starts needs some ten seconds, a namespace is known to all its parts in ten more. */
+/**
+ * A cluster that starts needs some ten seconds, a namespace is known to all its parts in ten more.
+ */
 const waitMsMax = 120_000;
 const retryEveryMs = 500;
 

@@ -49,7 +49,8 @@ async function demoDown(): Promise<void> {
   const turn = await seizeTurn(demoName, projectRoot);
   const removed = await removeDemo();
   turn.leave();
-  tell(removed.length === 0 ? 'nothing of the demo was there' : `removed lab ${removed.join(', ')}`);
+  tell(removed.length === 0
+    ? 'nothing of the demo was there' : `removed lab ${removed.join(', ')}`);
 }
 
 async function removeOldVm(client: Client, ledger: Ledger): Promise<void> {

@@ -1,6 +1,6 @@
 /**
- * One demo at a time on a machine: who holds the turn, and how it is ended. The turn is a name in the
- * kernel's abstract socket space, which goes with the process that holds it, however it ends.
+ * One demo at a time on a machine: who holds the turn, and how it is ended. The turn is a name in
+ * the kernel's abstract socket space, which goes with the process that holds it, however it ends.
  */
 import { connect, createServer } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -81,11 +81,12 @@ export async function takeTurn(demo: string, project: string): Promise<Turn> {
 
 /** Ends the demo that has the turn, if one does, and takes it over. */
 export async function seizeTurn(demo: string, project: string): Promise<Turn> {
-  for (const end = performance.now() + endMsMax; performance.now() < end; await sleep(retryEveryMs)) {
+  for (const end = performance.now() + endMsMax; performance.now() < end;) {
     const turn = await tryTurn(demo, project);
     if (turn !== null) return turn;
     const holder = await turnHolder(demo);
     if (holder !== null) await endProcesses([holder.process], endMsMax);
+    else await sleep(retryEveryMs);
   }
   throw new CodedError('input/invalid', 'a demo is running and does not answer: end its process '
     + '(lab/demo/main.ts) and run this again');
