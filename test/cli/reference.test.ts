@@ -5,12 +5,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
+import { operatorConfig } from '../../cli/operator-config.ts';
 import { describeProgram } from '../../cli/program.ts';
 import { cliPreface, failuresPage, programPage } from '../../cli/reference.ts';
 import { exitCodeMeanings, exitCodeOfFailure, exitCodes } from '../../cli/exit-codes.ts';
 import { failures, isFailureCode } from '../../contracts/failures.ts';
 import { vmSpec } from '../../contracts/runner.ts';
-import { hostConfig, loadConfig } from '../../runners/config.ts';
+import { controlConfig, hostConfig, ledgerConfig, loadConfig } from '../../runners/config.ts';
 
 const generate = fileURLToPath(new URL('../../infra/docs/generate.mjs', import.meta.url));
 
@@ -39,13 +40,23 @@ describe('generated pages', () => {
 describe('guides', () => {
   const guide = (name: string): string =>
     readFileSync(new URL(`../../docs/guides/${name}`, import.meta.url), 'utf8');
-  const jsonOf = (name: string): string => /```json\n([^`]*)```/.exec(guide(name))?.[1] ?? '';
-  it('show a host configuration and a VM spec that are accepted', () => {
+  const jsonOf = (name: string): string[] =>
+    [...guide(name).matchAll(/```json\n([^`]*)```/g)].map(([, text]) => text ?? '');
+  it('show a VM spec that is accepted', () => {
+    const [sample = ''] = jsonOf('vm-spec.md');
+    expect(vmSpec.safeParse(JSON.parse(sample))).toMatchObject({ success: true });
+  });
+  it('show configurations that the processes accept', () => {
+    const [ledger = '', control = '', operator = '', host = '', ...more] = jsonOf('real-hosts.md');
+    expect(more).toEqual([]);
     const dir = mkdtempSync(join(tmpdir(), 'novacron-guide-'));
-    const path = join(dir, 'host.json');
-    writeFileSync(path, jsonOf('real-hosts.md'));
-    expect(loadConfig({ path, schema: hostConfig })).toMatchObject({ profile: 'production' });
-    expect(vmSpec.safeParse(JSON.parse(jsonOf('vm-spec.md')))).toMatchObject({ success: true });
+    const path = join(dir, 'process.json');
+    const samples = [[ledger, ledgerConfig], [control, controlConfig], [host, hostConfig]] as const;
+    for (const [text, schema] of samples) {
+      writeFileSync(path, text);
+      expect(loadConfig({ path, schema })).toMatchObject({ profile: 'production' });
+    }
+    expect(operatorConfig.safeParse(JSON.parse(operator))).toMatchObject({ success: true });
     rmSync(dir, { recursive: true });
   });
   it('show commands that exist', () => {
