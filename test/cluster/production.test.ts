@@ -33,7 +33,7 @@ import { missingForLab } from '../support/lab-needs.ts';
 import { completed, MoveStage, until } from '../support/move-stage.ts';
 import type { StageGuest } from '../support/move-stage.ts';
 import { FakeDatacentre } from '../workflows/support/fake-datacentre.ts';
-import { Running } from '../workflows/support/workbench.ts';
+import { quiet, Running } from '../workflows/support/workbench.ts';
 import { missingForCluster, startCluster, temporalServer } from './production-servers.ts';
 
 /** This is a command of its own: what is missing is a failure, not a skip. */
@@ -76,6 +76,7 @@ const outcomeOf = (client: Client, migration: MigrationId) =>
   until(`${migration} ends`, () => migrationOutcome(client, migration).catch(() => null), testMsMax);
 
 beforeAll(async () => {
+  quiet();
   stage = await MoveStage.raise({
     hostCount: 3, controlCount: 2, profile: 'production',
     startTemporal: startCluster(['novacron', rehearsal]),

@@ -63,7 +63,8 @@ export type Bench =
   | { readonly env: null; readonly missing: string };
 
 let isRuntimeInstalled = false;
-function quiet(): void {
+/** Keeps the SDK's own lines out of the tests' output; NOVACRON_TEST_LOG shows them. */
+export function quiet(): void {
   if (isRuntimeInstalled) return;
   isRuntimeInstalled = true;
   const level = process.env['NOVACRON_TEST_LOG'] === undefined ? 'ERROR' : 'DEBUG';
