@@ -29,7 +29,8 @@ export const failures = {
   'vm/start-failed': row(
     'The VM could not be started', false, 'operator', 'Read its log with `novacron vm console`.'),
   'vm/image-refused': row(
-    'The disk image is refused', false, 'requester', 'Use a raw or qcow2 image without backing file.'),
+    'The disk image is refused', false, 'requester',
+    'Use a raw or qcow2 image without backing file.'),
   'host/unknown': row('No host of that name', false, 'requester', 'See `novacron host list`.'),
   'host/unreachable': row(
     'The host does not answer', true, 'operator', 'Check its runner and its network.'),
@@ -37,7 +38,8 @@ export const failures = {
     'A program that the runner needs is missing', false, 'operator',
     'Install the named program on that host, see `novacron doctor`.'),
   'host/cordoned': row(
-    'The host takes no new VMs', false, 'requester', 'Choose another, or `novacron host uncordon`.'),
+    'The host takes no new VMs', false, 'requester',
+    'Choose another, or `novacron host uncordon`.'),
   'preflight/memory': row(
     'The target has too little free memory', false, 'requester', 'Choose another target.'),
   'preflight/disk': row(
@@ -64,7 +66,8 @@ export const failures = {
     'The VM has a disk that only its own host holds', false, 'operator', 'Bring that host back.'),
   'migration/open': row(
     'The VM is already being moved', false, 'requester', 'Wait for it or cancel it.'),
-  'migration/unknown': row('No such migration', false, 'requester', 'See `novacron migration list`.'),
+  'migration/unknown': row('No such migration', false, 'requester',
+    'See `novacron migration list`.'),
   'migration/same-host': row('The VM is already there', false, 'nobody', 'Nothing to do.'),
   'migration/cancelled': row('The move was cancelled', false, 'nobody', 'Start a new one.'),
   'migration/past-return': row(
@@ -82,8 +85,10 @@ export const failures = {
   'link/lost': row('The link between the hosts broke', true, 'operator', 'Check the network.'),
   'link/refused': row(
     'The peer refused the connection', false, 'operator', 'Check certificates and roles.'),
-  'vmm/protocol': row('The VMM answered unexpectedly', false, 'developer', 'Report it with its log.'),
-  'vmm/gone': row('The VMM process is gone', false, 'operator', 'See its log; the VM is started cold.'),
+  'vmm/protocol': row('The VMM answered unexpectedly', false, 'developer',
+    'Report it with its log.'),
+  'vmm/gone': row('The VMM process is gone', false, 'operator',
+    'See its log; the VM is started cold.'),
   'vmm/timeout': row('The VMM did not answer in time', true, 'operator', 'Check the host load.'),
   'engine/tracking': row(
     'Dirty tracking is not possible', false, 'operator', 'Linux 6.7 or newer with userfaultfd.'),
@@ -91,7 +96,8 @@ export const failures = {
   'disk/mirror': row('The disk mirror failed', true, 'operator', 'Check disk and link.'),
   'disk/full': row('A disk is full', false, 'operator', 'Free space, then repeat.'),
   'ownership/refused': row(
-    'The ledger refused the step', false, 'nobody', 'The current state decides; see `novacron why`.'),
+    'The ledger refused the step', false, 'nobody',
+    'The current state decides; see `novacron why`.'),
   'ownership/role': row(
     'The certificate does not allow that step', false, 'operator', 'Use the right identity.'),
   'ownership/unreachable': row('The ledger does not answer', true, 'operator', 'Start the ledger.'),

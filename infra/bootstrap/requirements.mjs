@@ -14,19 +14,22 @@ export const isAtLeast = (version, least) => {
 };
 
 /** The first version number in a text. */
-export const parseVersion = (text) => (/(\d+)\.(\d+)(?:\.(\d+))?/.exec(text) ?? []).slice(1, 4).map(Number);
+export const parseVersion = (text) =>
+  (/(\d+)\.(\d+)(?:\.(\d+))?/.exec(text) ?? []).slice(1, 4).map(Number);
 
 /** PAGEMAP_SCAN, which dirty tracking needs, came with 6.7. */
 const kernelLeast = [6, 7];
 
 export const checkKernel = (kernelRelease = release(), platform = process.platform) => {
   if (platform !== 'linux' || process.arch !== 'x64') {
-    throw new SetupError(`NovaCron runs on Linux on x86-64, and this is ${platform} on ${process.arch}.`);
+    throw new SetupError(
+      `NovaCron runs on Linux on x86-64, and this is ${platform} on ${process.arch}.`);
   }
   if (isAtLeast(parseVersion(kernelRelease), kernelLeast)) return kernelRelease;
   throw new SetupError(
-    `Linux ${kernelRelease} is too old: the memory engine needs 6.7 or newer (PAGEMAP_SCAN); use Debian 13, `
-    + 'Ubuntu 24.04, or on Debian 12 `apt install -t bookworm-backports linux-image-amd64` and reboot.');
+    `Linux ${kernelRelease} is too old: the memory engine needs 6.7 or newer (PAGEMAP_SCAN); `
+    + 'use Debian 13, Ubuntu 24.04, or on Debian 12 '
+    + '`apt install -t bookworm-backports linux-image-amd64` and reboot.');
 };
 
 const tools = [
@@ -36,7 +39,9 @@ const tools = [
 
 const versionOf = (tool) => {
   try {
-    return execFileSync(tool.name, tool.args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] });
+    return execFileSync(tool.name, tool.args, {
+      encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'],
+    });
   } catch {
     return null;
   }
@@ -54,7 +59,8 @@ export const checkTools = ({ needsGo }) => {
     const text = versionOf(tool);
     if (text === null) problems.push(`${tool.name} is missing: ${tool.how}`);
     else if (!isAtLeast(parseVersion(text), tool.least)) {
-      problems.push(`${tool.name} ${parseVersion(text).join('.')} is too old (${tool.least.join('.')} is needed): ${tool.how}`);
+      const [found, least] = [parseVersion(text).join('.'), tool.least.join('.')];
+      problems.push(`${tool.name} ${found} is too old (${least} is needed): ${tool.how}`);
     }
   }
   if (problems.length > 0) throw new SetupError(problems.join('\n'));

@@ -48,10 +48,13 @@ const buildCluster = async ({ root, log, onLine, env }) => {
 };
 
 const buildPrograms = async ({ root, log, onLine, env }) => {
-  const present = nativePrograms.filter((name) => existsSync(join(root, 'native', name, 'Cargo.toml')));
+  const present = nativePrograms.filter(
+    (name) => existsSync(join(root, 'native', name, 'Cargo.toml')));
   if (present.length === 0) return 'nothing to build yet';
   const asked = present.flatMap((name) => ['-p', `novacron-${name}`]);
-  await runProgram('cargo', ['build', '--release', ...asked], { cwd: join(root, 'native'), env, log, onLine });
+  await runProgram('cargo', ['build', '--release', ...asked], {
+    cwd: join(root, 'native'), env, log, onLine,
+  });
   return 'done';
 };
 
@@ -163,7 +166,9 @@ export const stepsFor = ({ purpose, root }) => [
     inputs: { paths: ['lab/guest', 'native/witness', 'native/Cargo.toml'], words: [] },
     outputs: ['.cache/guest/guest.json'],
     run: async ({ log, onLine, env }) => {
-      await runProgram(process.execPath, [join(root, 'lab/guest/build.mjs')], { cwd: root, env, log, onLine });
+      await runProgram(process.execPath, [join(root, 'lab/guest/build.mjs')], {
+        cwd: root, env, log, onLine,
+      });
       return 'done';
     },
   },

@@ -32,7 +32,8 @@ export const installSystemPackages = async ({ purpose, log, onLine }) => {
   const missing = missingOf(systemPackages(purpose));
   if (missing.length === 0) return 'cached';
   if (!supported[id]) {
-    throw new SetupError(`this system (${id || 'unknown'} ${version}) has no apt packages of Debian or Ubuntu: `
+    throw new SetupError(
+      `this system (${id || 'unknown'} ${version}) has no apt packages of Debian or Ubuntu: `
       + `install these yourself and run this again: ${missing.join(' ')}`);
   }
   const line = `apt-get install -y --no-install-recommends ${missing.join(' ')}`;
@@ -47,6 +48,8 @@ export const installSystemPackages = async ({ purpose, log, onLine }) => {
   const options = { env, log, onLine };
   const wait = ['-o', 'DPkg::Lock::Timeout=600'];
   await runProgram('apt-get', [...wait, 'update'], options);
-  await runProgram('apt-get', [...wait, 'install', '-y', '--no-install-recommends', ...missing], options);
+  await runProgram('apt-get', [
+    ...wait, 'install', '-y', '--no-install-recommends', ...missing,
+  ], options);
   return supported[id].includes(version) ? 'done' : `done (${id} ${version} was never tried)`;
 };

@@ -86,9 +86,11 @@ function qemuFindings(seen: Observations): Finding[] {
       found: qemuVersion ?? 'not installed',
       follows: qemuVersion === null ? 'apt-get install qemu-system-x86'
         : `${machineTypes.length} versioned machine types, newest ${newest}.` },
-    { subject: 'second QEMU for comparisons', state: secondQemuVersion === null ? 'limited' : 'good',
+    { subject: 'second QEMU for comparisons',
+      state: secondQemuVersion === null ? 'limited' : 'good',
       found: secondQemuVersion ?? 'not unpacked',
-      follows: secondQemuVersion === null ? '`npm run bench` unpacks it.' : 'The benchmark measures its engines.' },
+      follows: secondQemuVersion === null ? '`npm run bench` unpacks it.'
+        : 'The benchmark measures its engines.' },
   ];
 }
 
@@ -98,10 +100,12 @@ function networkFindings(seen: Observations): Finding[] {
   return [
     { subject: 'congestion control', state: hasBbr ? 'good' : 'limited',
       found: congestionControls.join(' '),
-      follows: hasBbr ? 'Lossy long links are used well (bbr).' : 'Loss on long links costs rate: load tcp_bbr.' },
+      follows: hasBbr ? 'Lossy long links are used well (bbr).'
+        : 'Loss on long links costs rate: load tcp_bbr.' },
     { subject: 'RDMA', state: rdmaDevices.length > 0 ? 'good' : 'limited',
       found: rdmaDevices.join(' ') || 'no device', follows: 'Moves go over TCP with TLS.' },
-    { subject: 'NIC gate (nftables bridge set)', state: bridgeSetProblem === null ? 'good' : 'missing',
+    { subject: 'NIC gate (nftables bridge set)',
+      state: bridgeSetProblem === null ? 'good' : 'missing',
       found: bridgeSetProblem ?? 'an element with a timeout was taken in a namespace',
       follows: bridgeSetProblem === null ? 'A host that lost a VM goes silent by itself.'
         : 'VMs can not be fenced here: nftables and root are needed.' },
@@ -110,7 +114,8 @@ function networkFindings(seen: Observations): Finding[] {
 
 /** The programs that a runner calls besides QEMU itself, and the Debian package of each. */
 export const runnerPrograms = {
-  'busybox': 'busybox', 'ip': 'iproute2', 'nft': 'nftables', 'qemu-img': 'qemu-utils', 'qemu-nbd': 'qemu-utils',
+  'busybox': 'busybox', 'ip': 'iproute2', 'nft': 'nftables', 'qemu-img': 'qemu-utils',
+  'qemu-nbd': 'qemu-utils',
 } as const;
 
 function packagesOf(programs: readonly string[]): string {
@@ -125,15 +130,18 @@ function hostFindings(seen: Observations): Finding[] {
   return [
     { subject: 'programs', state: lacking === '' ? 'good' : 'missing',
       found: lacking === '' ? 'all that a runner calls' : `not on PATH: ${lacking}`,
-      follows: lacking === '' ? 'Nothing to install.' : `apt-get install ${packagesOf(seen.programsMissing)}` },
+      follows: lacking === '' ? 'Nothing to install.'
+        : `apt-get install ${packagesOf(seen.programsMissing)}` },
     { subject: 'rights', state: seen.isRoot ? 'good' : 'limited',
       found: seen.isRoot ? 'root' : 'not root',
       follows: seen.isRoot ? 'Lab and runner can be started.' : 'Lab and runner need root.' },
     { subject: 'cgroup v2', state: seen.hasCgroup2 ? 'good' : 'limited',
       found: seen.hasCgroup2 ? 'mounted' : 'not mounted',
-      follows: seen.hasCgroup2 ? 'CPU of VMs is counted apart.' : 'CPU of VMs is counted by process.' },
+      follows: seen.hasCgroup2 ? 'CPU of VMs is counted apart.'
+        : 'CPU of VMs is counted by process.' },
     { subject: 'disk flush', state: isFast ? 'good' : 'limited',
-      found: syncMsP50 === null ? 'could not be measured' : `fdatasync ${syncMsP50.toFixed(2)} ms (median)`,
+      found: syncMsP50 === null ? 'could not be measured'
+        : `fdatasync ${syncMsP50.toFixed(2)} ms (median)`,
       follows: 'Two ledger writes are part of the downtime of each move.' },
     { subject: 'memory', state: 'good',
       found: `${gibibytes(memoryFreeBytes)} free of ${gibibytes(memoryBytes)}`,
