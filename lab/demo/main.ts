@@ -170,9 +170,6 @@ async function moveAndWatch(actors: Actors, options: DemoOptions): Promise<boole
 }
 
 async function demo(options: DemoOptions): Promise<boolean> {
-  if (process.getuid?.() !== 0) {
-    throw new CodedError('input/invalid', 'network namespaces need root: sudo npm run demo');
-  }
   const turn = await takeTurn(demoName, projectRoot);
   const stage = await setStage(tell);
   const client = await connectLabTemporal(stage.services);
@@ -201,6 +198,9 @@ async function demo(options: DemoOptions): Promise<boolean> {
 
 const options = readDemoOptions(process.argv.slice(2));
 try {
+  if (process.getuid?.() !== 0) {
+    throw new CodedError('input/invalid', 'network namespaces need root: run it with sudo');
+  }
   if (options.down) await demoDown();
   else if (!await demo(options)) process.exitCode = 1;
 } catch (error) {
