@@ -11,7 +11,7 @@ import { createRevocationList, openRevocationList, revokeCertificates } from '..
 import { secureContextOptions } from '../../payloads/tls.ts';
 import type { Identity } from '../../contracts/identity.ts';
 import type { VmEntry } from '../../contracts/ownership.ts';
-import { connectLedger } from '../../payloads/ledger-client.ts';
+import { connectLedger, openLedger } from '../../payloads/ledger-client.ts';
 import { asHost, control, hostA, hostB, must, runningVm, servedLedger, vm } from '../support/ledger-fixtures.ts';
 import type { ServedLedger } from '../support/ledger-fixtures.ts';
 import { randomFrom } from './crash-trials.ts';
@@ -185,6 +185,22 @@ describe('the client', () => {
     await expect(client.listVms()).rejects.toMatchObject({ code: 'ownership/unreachable' });
     await client.close();
     await expect(client.listVms()).rejects.toMatchObject({ code: 'ownership/unreachable' });
+  });
+
+  test('a short-lived one fails at once, with the reason, and stays ended', async () => {
+    const to = (identity: Identity, port = ledger.server.port) => openLedger({
+      address: '127.0.0.1', port, tls: ledger.files(identity), revoked: ledger.revoked,
+    });
+    await expect(to(control, 1)).rejects.toMatchObject({ code: 'ownership/unreachable' });
+    const refused = await to(codec);
+    const otherRole = { code: 'ownership/unreachable', detail: expect.stringMatching(/of another role/) };
+    await expect(refused.listVms()).rejects.toMatchObject(otherRole);
+    await expect(refused.listVms()).rejects.toMatchObject(otherRole);
+    const cut = await to(control);
+    expect((await cut.readVm(vm))?.owner).toBe(hostA);
+    await ledger.restart();
+    await expect(cut.readVm(vm)).rejects.toMatchObject({ code: 'ownership/unreachable' });
+    await cut.close();
   });
 
   test('a restarted ledger: reads go on, watches go on with the present entry', async () => {
