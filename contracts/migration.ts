@@ -61,9 +61,27 @@ export interface DowntimeParts {
   readonly resumeMs: number;
 }
 
+/** Named parts of a transfer, ms, in the order in which they follow each other. */
+export interface TotalParts {
+  /** The session's start until peer link and lanes are up: connections, TLS, clocks compared. */
+  readonly connectMs: number;
+  /** Until memory is begun: disks brought in sync, and the step in between. */
+  readonly diskMs: number;
+  /** Round 0 until the source's STOP event. */
+  readonly memoryMs: number;
+  readonly downtimeMs: number;
+  /** The target's RESUME event until the source knows of it and has closed its gate. */
+  readonly closingMs: number;
+}
+
 /** Figures of a finished or running transfer. Bytes are counted at the socket. */
 export interface TransferFigures {
+  /** The source session's start until the hand-over is closed; pages of a post-copy come later. */
   readonly totalMs: number;
+  /** They sum to `totalMs`; null where the session could not be asked. */
+  readonly totalParts: TotalParts | null;
+  /** Post-copy: pages were still missing at the target when it started. */
+  readonly mode: 'pre-copy' | 'post-copy';
   readonly downtimeMs: number;
   readonly downtimeParts: DowntimeParts;
   readonly rounds: number;

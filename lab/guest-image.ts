@@ -1,6 +1,6 @@
 /** The guest image and the QEMU of the lab, as the bootstrap has left them in .cache. */
-import { copyFileSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { copyFileSync, existsSync, mkdirSync, readFileSync, realpathSync, statSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { z } from 'zod';
 import { CodedError } from '../contracts/failures.ts';
@@ -80,4 +80,35 @@ export const systemQemuProgram: QemuProgram = {
 /** QEMU 10 of the lab's cache, or the one that a file describes. */
 export function readQemuProgram(path = join(cacheDirectory, 'qemu-10/qemu.json')): QemuProgram {
   return readDescription(path, qemuDescription, 'QEMU 10');
+}
+
+/** Others may read a file, or pass through a folder. */
+const [othersRead, othersPass] = [0o004, 0o001];
+
+/**
+ * The first folder or file on the way to `path` that a user without rights of its own can't pass
+ * or read; null when there is none.
+ */
+export function barredForOthers(path: string): string | null {
+  const file = realpathSync(path);
+  for (let folder = dirname(file); ; folder = dirname(folder)) {
+    if ((statSync(folder).mode & othersPass) === 0) return folder;
+    if (folder === dirname(folder)) break;
+  }
+  return (statSync(file).mode & othersRead) === 0 ? file : null;
+}
+
+/**
+ * VMMs run as users of their own: fails with input/invalid when they can't read the QEMU that they
+ * are started with (words of its command that are paths of files).
+ */
+export function requireReadableForVms(program: QemuProgram): void {
+  const paths = program.command.filter((word) => word.startsWith('/') && existsSync(word));
+  for (const path of paths) {
+    const bar = barredForOthers(path);
+    if (bar === null) continue;
+    throw new CodedError('input/invalid',
+      `VMs run as users of their own, who can't read ${path}: allow it with \`chmod o+rx ${bar}\`, `
+      + 'or put the project where everybody may read');
+  }
 }

@@ -2,16 +2,18 @@ import { describe, expect, it } from 'vitest';
 import type { WitnessStatus } from '../client/witness-line.ts';
 import { withComparison } from './disk-series.ts';
 import { qemuOptions } from './engines/qemu-process.ts';
-import { peerSettings } from './engines/qemu.ts';
-import { guestDamage, loadRequest } from './measure.ts';
+import { directTotal } from './engines/direct.ts';
+import { peerParameters, peerSettings } from './engines/qemu.ts';
+import { brokenRun, guestDamage, judgeRun, loadRequest } from './measure.ts';
 import type { RunRecord } from './measure.ts';
-import { guestOrder, turns } from './migrate-series.ts';
+import { guestOrder, progressText, turns } from './migrate-series.ts';
 import type { SeriesOptions } from './migrate-series.ts';
-import { downtimeMsOf } from './observer.ts';
+import { downtimeMsOf, totalPartsOf } from './observer.ts';
 import { summariseRuns } from './summary.ts';
 
 const run = (engine: RunRecord['engine'], fields: Partial<RunRecord>): RunRecord => ({
-  engine, run: 1, outcome: 'completed', totalMs: 100, downtimeMs: 10, outsideGapMsMax: 20,
+  engine, run: 1, outcome: 'completed', totalMs: 100, totalPartsMs: null, wholeMs: 900,
+  controlCpuSeconds: 0.1, othersCpuSeconds: 0.1, downtimeMs: 10, outsideGapMsMax: 20,
   redisGapMsMax: 30, restingGapMsP99: 3, wireBytes: 1000, cpuSeconds: 1, guestCpuSeconds: 0.5,
   rounds: 3, guestVerified: true, ackedWrites: 5, lostWrites: 0, reason: null,
   dirtyBytesPerSecond: 0, details: {}, ...fields,
@@ -27,6 +29,59 @@ describe('downtimeMsOf', () => {
   it('answers null without a resume, or with one that came before any stop', () => {
     expect(downtimeMsOf([event('STOP', 1)], [])).toBeNull();
     expect(downtimeMsOf([event('STOP', 9)], [event('RESUME', 5)])).toBeNull();
+  });
+});
+
+describe('the parts of the total', () => {
+  const event = (name: string, stampUs: number, status: string | null = null) =>
+    ({ name, stampUs, status });
+  const target = [event('RESUME', 93_000), event('MIGRATION', 95_000, 'completed')];
+  it('are cut at QEMU\'s own events and sum to its total', () => {
+    const parts = totalPartsOf([
+      event('MIGRATION', 10_000, 'setup'), event('MIGRATION', 12_000, 'active'),
+      event('STOP', 80_000), event('MIGRATION', 94_000, 'completed'),
+    ], target);
+    expect(parts).toEqual({
+      connectMs: 2, diskMs: 0, memoryMs: 68, downtimeMs: 13, closingMs: 2 });
+    expect(Object.values(parts ?? {}).reduce((sum, part) => sum + part, 0)).toBe(85);
+  });
+  it('are not made up when an event is missing', () => {
+    expect(totalPartsOf([event('STOP', 1)], target)).toBeNull();
+  });
+  const totalParts = { connectMs: 20, diskMs: 1, memoryMs: 60, downtimeMs: 9, closingMs: 10 };
+  it('of direct are the session\'s when every page was there at the start', () => {
+    const figures = { totalMs: 100, totalParts, mode: 'pre-copy' } as const;
+    expect(directTotal(figures, 500)).toEqual({ totalMs: 100, totalPartsMs: totalParts });
+  });
+  it('of direct go on until a post-copy is over', () => {
+    const { totalMs, totalPartsMs } = directTotal(
+      { totalMs: 100, totalParts, mode: 'post-copy' }, 500);
+    expect(totalMs).toBe(590);
+    expect(totalPartsMs).toEqual({ ...totalParts, closingMs: 500 });
+  });
+});
+
+describe('judgeRun', () => {
+  const completed = { outcome: 'completed' } as const;
+  const failed = { outcome: 'failed', reason: 'no route' } as const;
+  const distrust = 'the link emulator could not keep up';
+  it('counts a completed, verified run', () => {
+    expect(judgeRun({ move: completed, damage: null, distrust: null }))
+      .toEqual({ outcome: 'completed', guestVerified: true, reason: null });
+  });
+  it('does not count a run on a late link, whatever became of it', () => {
+    expect(judgeRun({ move: completed, damage: null, distrust }))
+      .toEqual({ outcome: 'link-late', guestVerified: true, reason: distrust });
+    expect(judgeRun({ move: failed, damage: null, distrust })).toEqual({
+      outcome: 'link-late', guestVerified: false, reason: `${distrust}; failed: no route` });
+  });
+  it('never excuses a damaged guest', () => {
+    expect(judgeRun({ move: completed, damage: 'booted again', distrust }))
+      .toEqual({ outcome: 'guest-damaged', guestVerified: false, reason: 'booted again' });
+  });
+  it('keeps the reason of a failure', () => {
+    expect(judgeRun({ move: failed, damage: null, distrust: null }))
+      .toEqual({ outcome: 'failed', guestVerified: false, reason: 'no route' });
   });
 });
 
@@ -85,6 +140,17 @@ describe('summariseRuns', () => {
     expect(summary.engines[0]).toMatchObject({ runs: 5, completed: 3, damaged: 1, failed: 1 });
     expect(summary.engines[0]?.figures.totalMs).toEqual({ median: 200, min: 100, max: 300 });
   });
+  it('shows runs that could not be made, and leaves late links out of everything', () => {
+    const summary = summariseRuns([
+      run('qemu', { totalMs: 100 }), brokenRun('qemu', 2, new Error('no guest')),
+      run('qemu', { totalMs: 900, outcome: 'link-late', reason: 'late' }),
+    ]);
+    expect(summary.engines[0]).toMatchObject(
+      { runs: 3, completed: 1, damaged: 0, failed: 1, linkLate: 1 });
+    expect(summary.engines[0]?.figures.totalMs).toEqual({ median: 100, min: 100, max: 100 });
+    expect(brokenRun('qemu', 2, new Error('no guest'))).toMatchObject(
+      { outcome: 'failed', guestVerified: false, reason: 'no guest', totalMs: null });
+  });
   it('compares direct with every peer and with the best one per figure', () => {
     const summary = summariseRuns([
       run('direct', { totalMs: 40, downtimeMs: 6 }),
@@ -111,6 +177,7 @@ describe('a series', () => {
   const series: SeriesOptions = {
     engines: ['direct', 'qemu'], runs: 1, memoryBytes: 1 << 30, vcpuCount: 2,
     dataBytes: 200_000_000, compressible: true, limitMs: 1, freshGuests: false,
+    multifdChannelCount: 2,
     load: { dirtyBytesPerSecond: null, workingSetBytes: 128 << 20, order: 'random', pages: 'full' },
   };
   const image = {
@@ -136,6 +203,18 @@ describe('a series', () => {
     expect(options).not.toContain('-object');
     expect(options.filter((option) => option === '-qmp')).toHaveLength(2);
     expect(options.slice(-2)).toEqual(['-incoming', 'defer']);
+  });
+  it('gives the multifd peers, and only them, the channels that were asked for', () => {
+    expect(peerParameters('qemu-multifd', 8)['multifd-channels']).toBe(8);
+    expect(peerParameters('qemu-multifd-zstd', 4)).toMatchObject(
+      { 'multifd-channels': 4, 'multifd-compression': 'zstd' });
+    expect(peerParameters('qemu', 8)).not.toHaveProperty('multifd-channels');
+  });
+  it('tells how far it is', () => {
+    expect(progressText({ number: 1, total: 9, engine: 'qemu', elapsedMs: 0 }))
+      .toBe('run 1 of 9 (qemu), 0 s so far');
+    expect(progressText({ number: 3, total: 10, engine: 'qemu', elapsedMs: 20_000 }))
+      .toBe('run 3 of 10 (qemu), 20 s so far, about 80 s left');
   });
   it('lifts the bandwidth cap of every peer and keeps the shipped downtime limit', () => {
     for (const settings of Object.values(peerSettings)) {

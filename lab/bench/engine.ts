@@ -9,6 +9,9 @@ export type EngineName = (typeof engineNames)[number];
 export const isEngineName = (text: string): text is EngineName =>
   (engineNames as readonly string[]).includes(text);
 
+/** Environment variable by which a process in a host is known to belong to one engine. */
+export const engineVariable = 'NOVACRON_BENCH_ENGINE';
+
 /** The guest that every engine gets. */
 export interface GuestOrder {
   readonly memoryBytes: number;
@@ -29,12 +32,31 @@ export type AtStarted = (place: {
   readonly source: LabHost; readonly target: LabHost; readonly vm: string;
 }) => Promise<Readonly<Record<string, unknown>>>;
 
+/**
+ * Parts of `totalMs`, ms, cut at the same events for every engine; they sum to it.
+ *   connectMs   start of the transfer until bytes of the VM may flow (QEMU: MIGRATION setup to
+ *               active; direct: TCP, TLS handshakes, both clocks compared)
+ *   diskMs      direct: disks brought in sync; QEMU: 0
+ *   memoryMs    until the source's STOP event
+ *   downtimeMs  STOP to the target's RESUME event
+ *   closingMs   RESUME until completed at both ends; what a post-copy still sends is in it
+ */
+export interface TotalPartsMs {
+  readonly connectMs: number;
+  readonly diskMs: number;
+  readonly memoryMs: number;
+  readonly downtimeMs: number;
+  readonly closingMs: number;
+}
+
 /** One move as the engine saw it; stamps of events are on the machine's wall clock. */
 export type MoveReport =
   | {
       readonly outcome: 'completed';
       /** Start of the transfer to completed at both ends, ms. */
       readonly totalMs: number;
+      /** Null when a mark is missing. */
+      readonly totalPartsMs: TotalPartsMs | null;
       /** STOP event at the source to RESUME event at the target, ms. */
       readonly downtimeMs: number;
       /** Passes over memory, the last one included; null when the engine does not tell. */
@@ -47,6 +69,11 @@ export type MoveReport =
 /** One engine with its guest, which goes to and fro between host 1 and host 2. */
 export interface BenchEngine {
   readonly name: EngineName;
+  /**
+   * Value of `engineVariable` in the environment of this engine's own VMMs; null: all processes
+   * of the hosts that carry none are its own (its runners, guards and VMMs).
+   */
+  readonly mark: string | null;
   /** A fresh guest on host 1; the one before is gone. */
   boot(): Promise<void>;
   /** Stands still while it is another engine's turn; `wake` lets it go on. */

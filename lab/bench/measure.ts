@@ -8,7 +8,8 @@ import type { ClientReport } from '../client/outside-client.ts';
 import type { ReadBack } from '../client/redis-writer.ts';
 import type { WitnessRequest, WitnessStatus } from '../client/witness-line.ts';
 import type { Lab } from '../lab.ts';
-import type { BenchEngine, EngineName, MoveReport } from './engine.ts';
+import type { BenchEngine, EngineName, MoveReport, TotalPartsMs } from './engine.ts';
+import type { LinkReading, LinkWatch } from './link-watch.ts';
 import { MoveMeter } from './meter.ts';
 import type { MoveCost } from './meter.ts';
 
@@ -33,8 +34,14 @@ export interface GuestLoad {
 export interface RunRecord {
   readonly engine: EngineName;
   readonly run: number;
-  readonly outcome: 'completed' | 'failed' | 'timeout' | 'guest-damaged';
+  /** `link-late`: the link emulator did not keep up, so the run does not count (see `reason`). */
+  readonly outcome: 'completed' | 'failed' | 'timeout' | 'guest-damaged' | 'link-late';
   readonly totalMs: number | null;
+  /** Sums to totalMs; what is in each says `TotalPartsMs`. */
+  readonly totalPartsMs: TotalPartsMs | null;
+  /** From the order to move until the engine is done with it: start of the target's VMM, checks
+   * before and cleaning up after, which `totalMs` leaves out, included. */
+  readonly wholeMs: number | null;
   readonly downtimeMs: number | null;
   /** Longest time between two echoes of the guest, around the move. */
   readonly outsideGapMsMax: number | null;
@@ -43,9 +50,14 @@ export interface RunRecord {
   /** The client's own noise: 99th percentile of the same gap before the move. */
   readonly restingGapMsP99: number | null;
   readonly wireBytes: number | null;
-  /** Of every process in both hosts, vCPU threads included, which are given beside it. */
+  /** Of the engine's own processes in both hosts: VMMs with their vCPUs, runners, guards. */
   readonly cpuSeconds: number | null;
+  /** The vCPUs' part of it. */
   readonly guestCpuSeconds: number | null;
+  /** Of Temporal, ledger and control worker meanwhile; a peer does not use them. */
+  readonly controlCpuSeconds: number | null;
+  /** Of everything else in the hosts: what disturbed the run. */
+  readonly othersCpuSeconds: number | null;
   readonly rounds: number | null;
   readonly guestVerified: boolean;
   readonly ackedWrites: number;
@@ -82,6 +94,8 @@ export interface RunOrder {
   readonly address: string;
   readonly load: GuestLoad;
   readonly limitMs: number;
+  /** Counters of the emulated link; null or absent: there is none. */
+  readonly link?: LinkWatch | null;
 }
 
 /** The request that gives the witness its load. Pure. */
@@ -111,6 +125,8 @@ interface Seen {
   readonly writes: ReadBack | null;
   readonly dirtyBytesPerSecond: number;
   readonly diskBytesPerSecond: number | null;
+  readonly wholeMs: number;
+  readonly link: LinkReading | null;
 }
 
 /** What the guest wrote to its disk a second between two looks; null when it does not count. Pure. */
@@ -134,12 +150,18 @@ async function watchMove(order: RunOrder, client: OutsideClient): Promise<Seen> 
     : diskRateOf({ begun, before, elapsedMs: performance.now() - begunMs });
   const resting = await client.report();
   await client.mark();
-  const meter = await MoveMeter.begin([lab.host(1), lab.host(2)]);
+  await order.link?.begin();
+  const meter = await MoveMeter.begin({
+    hosts: [lab.host(1), lab.host(2)], controlNamespace: lab.plan.controlNamespace,
+    mark: engine.mark,
+  });
+  const orderedMs = performance.now();
   const move = await engine.move(limitMs);
+  const wholeMs = performance.now() - orderedMs;
   const cost = await meter.end();
   const common = {
-    resting, move, cost, dirtyBytesPerSecond: before.dirtyRateAchievedBytesPerSecond,
-    diskBytesPerSecond,
+    resting, move, cost, wholeMs, link: await order.link?.end() ?? null,
+    dirtyBytesPerSecond: before.dirtyRateAchievedBytesPerSecond, diskBytesPerSecond,
   };
   if (move.outcome !== 'completed') return { ...common, around: null, damage: null, writes: null };
   await sleep(afterMs);
@@ -169,14 +191,53 @@ export async function measureRun(order: RunOrder): Promise<RunRecord> {
 
 const rounded = (value: number, digits = 2): number => Number(value.toFixed(digits));
 
+/** What a run counts as: a late link excuses a slow or failed move, never a damaged guest. Pure. */
+export function judgeRun(seen: {
+  readonly move: Pick<MoveReport, 'outcome'> & { readonly reason?: string };
+  readonly damage: string | null;
+  readonly distrust: string | null;
+}): Pick<RunRecord, 'outcome' | 'guestVerified' | 'reason'> {
+  const { move, damage, distrust } = seen;
+  const completed = move.outcome === 'completed';
+  if (damage !== null) return { outcome: 'guest-damaged', guestVerified: false, reason: damage };
+  const failure = completed ? null : move.reason ?? null;
+  if (distrust !== null) {
+    const reason = failure === null ? distrust : `${distrust}; ${move.outcome}: ${failure}`;
+    return { outcome: 'link-late', guestVerified: completed, reason };
+  }
+  return { outcome: move.outcome, guestVerified: completed, reason: failure };
+}
+
+const nothingSeen = {
+  totalMs: null, totalPartsMs: null, wholeMs: null, downtimeMs: null, outsideGapMsMax: null,
+  redisGapMsMax: null, restingGapMsP99: null, wireBytes: null, cpuSeconds: null,
+  guestCpuSeconds: null, controlCpuSeconds: null, othersCpuSeconds: null, rounds: null,
+  ackedWrites: 0, lostWrites: 0, dirtyBytesPerSecond: null, details: {},
+} as const;
+
+/** A run that could not be made, or broke where nothing should: it counts as failed. Pure. */
+export function brokenRun(engine: EngineName, run: number, error: unknown): RunRecord {
+  const reason = error instanceof Error ? error.message : String(error);
+  return { engine, run, outcome: 'failed', guestVerified: false, reason, ...nothingSeen };
+}
+
+const roundedAll = (parts: TotalPartsMs): TotalPartsMs => ({
+  connectMs: rounded(parts.connectMs), diskMs: rounded(parts.diskMs),
+  memoryMs: rounded(parts.memoryMs), downtimeMs: rounded(parts.downtimeMs),
+  closingMs: rounded(parts.closingMs),
+});
+
 function recordOf(order: RunOrder, seen: Seen): RunRecord {
-  const { move, cost, around, writes } = seen;
+  const { move, cost, around, writes, link } = seen;
   const done = move.outcome === 'completed' ? move : null;
+  const totalPartsMs = done?.totalPartsMs ?? null;
   return {
     engine: order.engine.name,
     run: order.run,
-    outcome: seen.damage === null ? move.outcome : 'guest-damaged',
+    ...judgeRun({ move, damage: seen.damage, distrust: link?.distrust ?? null }),
     totalMs: done === null ? null : rounded(done.totalMs),
+    totalPartsMs: totalPartsMs === null ? null : roundedAll(totalPartsMs),
+    wholeMs: done === null ? null : rounded(seen.wholeMs),
     downtimeMs: done === null ? null : rounded(done.downtimeMs),
     outsideGapMsMax: around === null ? null : rounded(around.echo.gapMsMax),
     redisGapMsMax: around === null ? null : rounded(around.redis.gapMsMax),
@@ -185,17 +246,18 @@ function recordOf(order: RunOrder, seen: Seen): RunRecord {
     cpuSeconds: rounded(cost.hostSeconds + cost.guestSeconds),
     // Only VMMs that name their threads tell the guest's share.
     guestCpuSeconds: cost.guestSeconds === 0 ? null : rounded(cost.guestSeconds),
+    controlCpuSeconds: rounded(cost.controlSeconds),
+    othersCpuSeconds: rounded(cost.othersSeconds),
     rounds: done?.rounds ?? null,
-    guestVerified: done !== null && seen.damage === null,
     ackedWrites: writes?.ackedWrites ?? 0,
     lostWrites: writes?.lostWrites ?? 0,
-    reason: seen.damage ?? (move.outcome === 'completed' ? null : move.reason),
     dirtyBytesPerSecond: Math.round(seen.dirtyBytesPerSecond),
     details: {
       ...done?.details,
       ...(seen.diskBytesPerSecond === null
         ? {} : { writtenBytesPerSecond: seen.diskBytesPerSecond }),
       ...(cost.runnerRssBytesMax > 0 ? { runnerRssBytesMax: cost.runnerRssBytesMax } : {}),
+      ...(link === null ? {} : { link: link.use }),
     },
   };
 }

@@ -7,6 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { CodedError } from '../../contracts/failures.ts';
 import { QmpClient } from '../../runners/hypervisor/qmp/client.ts';
 import type { QmpEvent } from '../../runners/hypervisor/qmp/client.ts';
+import type { TotalPartsMs } from './engine.ts';
 
 /** Events kept of one VMM: a move makes fewer than 100. */
 const eventsKeptMax = 2_000;
@@ -27,6 +28,30 @@ export function downtimeMsOf(
   const stop = source.findLast(
     (event) => event.name === 'STOP' && event.stampUs <= resume.stampUs);
   return stop === undefined ? null : (resume.stampUs - stop.stampUs) / 1000;
+}
+
+/**
+ * Parts of QEMU's own total, from its events: MIGRATION setup and active at the source, STOP,
+ * RESUME, and the later MIGRATION completed of the two ends. Null when one is missing. Pure.
+ */
+export function totalPartsOf(
+  source: readonly StampedEvent[], target: readonly StampedEvent[],
+): TotalPartsMs | null {
+  const migration = (events: readonly StampedEvent[], status: string): number | undefined =>
+    events.find((event) => event.name === 'MIGRATION' && event.status === status)?.stampUs;
+  const setup = migration(source, 'setup');
+  const active = migration(source, 'active');
+  const ends = [migration(source, 'completed'), migration(target, 'completed')];
+  const downtimeMs = downtimeMsOf(source, target);
+  const resume = target.find((event) => event.name === 'RESUME')?.stampUs;
+  if (setup === undefined || active === undefined || resume === undefined || downtimeMs === null
+    || ends[0] === undefined || ends[1] === undefined) return null;
+  return {
+    connectMs: (active - setup) / 1000, diskMs: 0,
+    memoryMs: (resume - active) / 1000 - downtimeMs, downtimeMs,
+    // QEMU may call itself completed before the target's CPUs run.
+    closingMs: (Math.max(ends[0], ends[1]) - resume) / 1000,
+  };
 }
 
 /** One watched VMM. */

@@ -1,11 +1,11 @@
 /** Medians, spreads and ratios of a series of runs. Pure. */
 import { quantile } from '../client/gaps.ts';
-import type { EngineName } from './engine.ts';
+import type { EngineName, TotalPartsMs } from './engine.ts';
 import type { RunRecord } from './measure.ts';
 
 /** Figures that are compared. */
 export const comparedFigures = [
-  'totalMs', 'downtimeMs', 'outsideGapMsMax', 'redisGapMsMax', 'restingGapMsP99', 'wireBytes',
+  'totalMs', 'wholeMs', 'downtimeMs', 'outsideGapMsMax', 'redisGapMsMax', 'restingGapMsP99', 'wireBytes',
   'cpuSeconds', 'rounds',
 ] as const;
 type Figure = (typeof comparedFigures)[number];
@@ -23,11 +23,15 @@ export interface EngineSummary {
   /** Completed for the VMM, but the guest did not verify. */
   readonly damaged: number;
   readonly failed: number;
+  /** Not counted: the link emulator did not keep up. */
+  readonly linkLate: number;
+  /** Medians of the parts of the total. */
+  readonly totalPartsMs: Readonly<Partial<Record<keyof TotalPartsMs, number>>>;
   readonly figures: Readonly<Partial<Record<Figure, FigureSummary>>>;
 }
 
 function summarise(engine: EngineName, runs: readonly RunRecord[]): EngineSummary {
-  const good = runs.filter((run) => run.guestVerified);
+  const good = runs.filter((run) => run.guestVerified && run.outcome === 'completed');
   const figures: Partial<Record<Figure, FigureSummary>> = {};
   for (const name of comparedFigures) {
     const values = good.map((run) => run[name]).filter((value) => value !== null);
@@ -36,11 +40,22 @@ function summarise(engine: EngineName, runs: readonly RunRecord[]): EngineSummar
       median: quantile(values, 0.5), min: Math.min(...values), max: Math.max(...values),
     };
   }
-  const damaged = runs.filter((run) => run.outcome === 'guest-damaged').length;
+  const having = (outcome: RunRecord['outcome']): number =>
+    runs.filter((run) => run.outcome === outcome).length;
+  const [damaged, linkLate] = [having('guest-damaged'), having('link-late')];
   return {
-    engine, runs: runs.length, completed: good.length, damaged,
-    failed: runs.length - good.length - damaged, figures,
+    engine, runs: runs.length, completed: good.length, damaged, linkLate,
+    failed: runs.length - good.length - damaged - linkLate,
+    totalPartsMs: partMedians(good), figures,
   };
+}
+
+function partMedians(good: readonly RunRecord[]): EngineSummary['totalPartsMs'] {
+  const parts = good.map((run) => run.totalPartsMs).filter((part) => part !== null);
+  if (parts.length === 0) return {};
+  const names = ['connectMs', 'diskMs', 'memoryMs', 'downtimeMs', 'closingMs'] as const;
+  return Object.fromEntries(
+    names.map((name) => [name, quantile(parts.map((part) => part[name]), 0.5)]));
 }
 
 /** direct's median over the peer's, per figure; below 1 is better. */

@@ -10,10 +10,12 @@ import { runCommand } from '../command.ts';
 import { projectRoot } from '../guest-image.ts';
 import type { Lab } from '../lab.ts';
 import type { LabProcess } from '../processes.ts';
+import { wanCounters } from './wan-trust.ts';
+import type { WanCounters } from './wan-trust.ts';
 
 /** What a wide-area link is like. */
 export interface WanLink {
-  /** Null: no limit of its own (the emulator itself is honest to 62 MB/s on two cores). */
+  /** Null: no limit of its own; what is honest says wan-trust.ts. */
   readonly rateBytesPerSecond: number | null;
   readonly rttMs: number;
   readonly lossShare: number;
@@ -35,6 +37,22 @@ export function wanArguments(lab: Pick<Lab, 'host'>, link: WanLink): string[] {
     `loss=${link.lossShare}`, `queue=${Math.max(262_144, Math.round(product))}`,
     `seed=${link.seed}`, 'rt=10', 'slack=250',
   ];
+}
+
+/** How long the emulator may take to print its counters: its main loop does nothing but packets. */
+const countersMsMax = 2_000;
+
+/** The emulator's counters since its start, asked for now. Failure: internal when it is gone. */
+export async function readWanCounters(emulator: LabProcess): Promise<WanCounters> {
+  const lines = (): string[] => emulator.log().split('\n').filter((line) => line.endsWith('}'));
+  const before = lines().length;
+  emulator.signal('SIGUSR1');
+  for (const end = performance.now() + countersMsMax; performance.now() < end;) {
+    const line = lines()[before];
+    if (line !== undefined) return wanCounters.parse(JSON.parse(line));
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+  throw new CodedError('internal', `the link emulator is silent: ${emulator.log(400)}`);
 }
 
 /** Starts the emulator; it ends with the lab. Failure: input/invalid when it was never built. */

@@ -12,6 +12,8 @@ export type Way =
 /** Figures of a move whose session nobody could ask any more (its workflow was reset, say). */
 export const unknownFigures: TransferFigures = {
   totalMs: 0,
+  totalParts: null,
+  mode: 'pre-copy',
   downtimeMs: 0,
   downtimeParts: {
     stopMs: 0, lastPassMs: 0, deviceStateMs: 0, flushMs: 0, commitMs: 0, gateMs: 0, startedMs: 0,

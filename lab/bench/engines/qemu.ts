@@ -1,7 +1,7 @@
 /**
  * QEMU's own migration as an engine, over TCP on the migration network, in settings that are fair
- * to it: bandwidth not capped, downtime limit as shipped (300 ms), two multifd channels (the best
- * of 2 and 4 on two cores), zstd at level 1, post-copy begun after the first pass.
+ * to it: bandwidth not capped, downtime limit as shipped (300 ms), multifd channels as ordered, zstd
+ * at level 1, post-copy begun after the first pass.
  */
 import { truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -10,8 +10,9 @@ import { z } from 'zod';
 import type { GuestImage, QemuProgram } from '../../guest-image.ts';
 import type { Lab } from '../../lab.ts';
 import type { LabHost } from '../../network/plan.ts';
+import { engineVariable } from '../engine.ts';
 import type { BenchEngine, EngineName, GuestOrder, MoveReport } from '../engine.ts';
-import { downtimeMsOf } from '../observer.ts';
+import { downtimeMsOf, totalPartsOf } from '../observer.ts';
 import type { Observer } from '../observer.ts';
 import { endQemu, startQemu } from './qemu-process.ts';
 import type { RunningQemu } from './qemu-process.ts';
@@ -20,7 +21,10 @@ export type PeerName = Exclude<EngineName, 'direct'>;
 
 /** Far above any link here: no cap. Bytes per second. */
 const uncappedBytesPerSecond = 10 * 1024 ** 3;
-const multifdChannelCount = 2;
+/** Channels of multifd that may be asked for. */
+export const multifdChannelCounts = [2, 4, 8] as const;
+/** Best of these on two cores (docs/benchmarks.md). */
+export const defaultMultifdChannelCount = 2;
 /** First port on the target's migration address; each engine has one of its own. */
 const firstPort = 4_500;
 
@@ -28,26 +32,34 @@ interface PeerSettings {
   readonly capabilities: readonly string[];
   readonly parameters: Readonly<Record<string, string | number>>;
   readonly postCopy: boolean;
+  /** Uses multifd, whose channel count comes with the order. */
+  readonly multifd: boolean;
 }
 const base = { 'max-bandwidth': uncappedBytesPerSecond };
 
 /** Settings of each peer, set on both ends alike. */
 export const peerSettings: Readonly<Record<PeerName, PeerSettings>> = {
-  'qemu': { capabilities: [], parameters: base, postCopy: false },
+  'qemu': { capabilities: [], parameters: base, postCopy: false, multifd: false },
   'qemu-multifd': {
-    capabilities: ['multifd'],
-    parameters: { ...base, 'multifd-channels': multifdChannelCount }, postCopy: false,
+    capabilities: ['multifd'], parameters: base, postCopy: false, multifd: true,
   },
   'qemu-multifd-zstd': {
     capabilities: ['multifd'],
-    parameters: {
-      ...base, 'multifd-channels': multifdChannelCount,
-      'multifd-compression': 'zstd', 'multifd-zstd-level': 1,
-    },
-    postCopy: false,
+    parameters: { ...base, 'multifd-compression': 'zstd', 'multifd-zstd-level': 1 },
+    postCopy: false, multifd: true,
   },
-  'qemu-postcopy': { capabilities: ['postcopy-ram'], parameters: base, postCopy: true },
+  'qemu-postcopy': {
+    capabilities: ['postcopy-ram'], parameters: base, postCopy: true, multifd: false,
+  },
 };
+
+/** `migrate-set-parameters` of a peer. Pure. */
+export function peerParameters(
+  name: PeerName, multifdChannelCount: number,
+): Readonly<Record<string, string | number>> {
+  const { parameters, multifd } = peerSettings[name];
+  return multifd ? { ...parameters, 'multifd-channels': multifdChannelCount } : parameters;
+}
 
 const migrationInfo = z.looseObject({
   status: z.string().optional(),
@@ -66,17 +78,20 @@ export interface QemuEngineOptions {
   readonly guest: GuestOrder;
   /** Distinguishes taps and ports of engines that live side by side; 0 to 9. */
   readonly index: number;
+  readonly multifdChannelCount: number;
 }
 
 /** A peer engine; its guest goes to and fro between host 1 and host 2. */
 export class QemuEngine implements BenchEngine {
   readonly name: PeerName;
+  readonly mark: string;
   readonly #options: QemuEngineOptions;
   #running: RunningQemu | null = null;
   #starts = 0;
 
   constructor(options: QemuEngineOptions) {
     this.name = options.name;
+    this.mark = String(options.index);
     this.#options = options;
   }
 
@@ -142,7 +157,9 @@ export class QemuEngine implements BenchEngine {
     const { lab, program, image, guest, index } = this.#options;
     this.#starts += 1;
     return await startQemu({
-      lab, host, program,
+      lab, host, program: {
+        ...program, environment: { ...program.environment, [engineVariable]: this.mark },
+      },
       order: {
         name: `q${index}-${this.#starts}`, guest, image, tap: `tq${index}`,
         diskPath: this.#diskPath(), incoming,
@@ -151,7 +168,8 @@ export class QemuEngine implements BenchEngine {
   }
 
   async #configure(end: Observer): Promise<void> {
-    const { capabilities, parameters } = peerSettings[this.name];
+    const { capabilities } = peerSettings[this.name];
+    const parameters = peerParameters(this.name, this.#options.multifdChannelCount);
     await end.client.execute('migrate-set-capabilities', {
       arguments: {
         capabilities: [...capabilities, 'events'].map(
@@ -194,8 +212,13 @@ export class QemuEngine implements BenchEngine {
     return {
       outcome: 'completed', downtimeMs,
       totalMs: (Math.max(atSource.stampUs, atTarget.stampUs) - begun.stampUs) / 1000,
+      totalPartsMs: totalPartsOf(source.observer.events, target.observer.events),
       rounds: info.ram?.['dirty-sync-count'] ?? null,
-      details: { transferredBytes: info.ram?.transferred ?? null },
+      details: {
+        transferredBytes: info.ram?.transferred ?? null,
+        ...(peerSettings[this.name].multifd
+          ? { multifdChannels: this.#options.multifdChannelCount } : {}),
+      },
     };
   }
 

@@ -1,5 +1,5 @@
 /** The figures of one hand-over, from the marks of both sides and the engine's counters. Pure. */
-import type { TransferFigures } from '../../../contracts/migration.ts';
+import type { TotalParts, TransferFigures } from '../../../contracts/migration.ts';
 import type { SourceSnapshot } from '../../data-plane/sessions.ts';
 import { downtimeParts } from './downtime.ts';
 import type { TargetMarks } from './peer-messages.ts';
@@ -7,6 +7,12 @@ import type { TargetMarks } from './peer-messages.ts';
 export interface HandOverFacts {
   readonly nowMs: number;
   readonly startedAtMs: number;
+  /** Link and lanes were up. */
+  readonly connectedMs: number;
+  /** Pages that the target lacked when it started. */
+  readonly missingPageCount: number;
+  /** Round 0 was begun. */
+  readonly memoryBegunMs: number;
   /** Target's clock minus the source's, ms. */
   readonly clockOffsetMs: number;
   readonly stopEventMs: number;
@@ -25,6 +31,8 @@ export function transferFigures(facts: HandOverFacts): TransferFigures {
   const resumeEventMs = here(targetMarks?.resumeEventMs);
   return {
     totalMs: facts.nowMs - facts.startedAtMs,
+    totalParts: totalParts(facts, resumeEventMs),
+    mode: facts.missingPageCount > 0 ? 'post-copy' : 'pre-copy',
     downtimeMs: resumeEventMs - stopEventMs,
     downtimeParts: downtimeParts({
       stopEventMs,
@@ -43,5 +51,16 @@ export function transferFigures(facts: HandOverFacts): TransferFigures {
     diskBytesSent: snapshot.diskBytes,
     postCopyFaults: snapshot.postCopyFaults,
     convergence: facts.convergence,
+  };
+}
+
+/** Parts that sum to nowMs - startedAtMs. */
+function totalParts(facts: HandOverFacts, resumeEventMs: number): TotalParts {
+  return {
+    connectMs: facts.connectedMs - facts.startedAtMs,
+    diskMs: facts.memoryBegunMs - facts.connectedMs,
+    memoryMs: facts.stopEventMs - facts.memoryBegunMs,
+    downtimeMs: resumeEventMs - facts.stopEventMs,
+    closingMs: facts.nowMs - resumeEventMs,
   };
 }

@@ -42,12 +42,16 @@ export class SourceMove {
   #targetFailure: FailureReport | null = null;
   #wake = Promise.withResolvers<void>();
   #startedAtMs: number;
+  #connectedMs: number;
+  #memoryBegunMs: number;
   #attendedAtMs: number;
 
   constructor(options: SourceMoveOptions) {
     this.#options = options;
     this.#startedAtMs = options.world.nowMs();
     this.#attendedAtMs = this.#startedAtMs;
+    this.#connectedMs = this.#startedAtMs;
+    this.#memoryBegunMs = this.#startedAtMs;
     void options.vmm.ended.then(this.#ended.resolve);
   }
 
@@ -133,6 +137,7 @@ export class SourceMove {
     this.#link = link;
     const [clock] = await Promise.all([link.compareClocks(), session.connect()]);
     this.#clock = clock;
+    this.#connectedMs = this.#options.world.nowMs();
   }
 
   #cutDisks(): void {
@@ -170,6 +175,7 @@ export class SourceMove {
     try {
       await this.syncDisks();
       this.#phase = 'memory';
+      this.#memoryBegunMs = this.#options.world.nowMs();
       log.info({ phase: 'memory' }, 'copying memory');
       this.#options.session.startPreCopy();
       decision = await this.#untilCancelled(
@@ -358,6 +364,9 @@ export class SourceMove {
     const figures = transferFigures({
       nowMs: world.nowMs(),
       startedAtMs: this.#startedAtMs,
+      connectedMs: this.#connectedMs,
+      memoryBegunMs: this.#memoryBegunMs,
+      missingPageCount: facts.record.missingPageCount,
       clockOffsetMs: this.#clock.offsetMs,
       stopEventMs: facts.stopEventMs,
       stoppedMs: facts.stoppedMs,

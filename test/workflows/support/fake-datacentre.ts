@@ -212,7 +212,7 @@ export class FakeDatacentre {
     return {
       kind: 'handed-over', record: quiesced, targetIncarnation,
       figures: {
-        totalMs: this.copyMs, downtimeMs: 8, rounds: 3, bytesOnWire: 1234567,
+        totalMs: this.copyMs, totalParts: null, mode: 'pre-copy', downtimeMs: 8, rounds: 3, bytesOnWire: 1234567,
         downtimeParts: {
           stopMs: 1, lastPassMs: 1, deviceStateMs: 1, flushMs: 1, commitMs: 1, gateMs: 1,
           startedMs: 1, resumeMs: 1,
