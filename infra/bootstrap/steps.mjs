@@ -1,6 +1,6 @@
 // What the set-up consists of: each step with its inputs, its output, and what must come before.
 // Steps without a bond between them run at the same time: downloads beside compilers.
-import { existsSync, mkdirSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { buildZstd, ensureNode, installNodePackages } from './node-packages.mjs';
 import { findProgram, runProgram } from './process.mjs';
@@ -92,6 +92,8 @@ const unpackQemu = async ({ cache, log, onLine }) => {
   ];
   rmSync(folder, { recursive: true, force: true });
   renameSync(partial, folder);
+  // VMs run as users of their own, whatever the umask here is.
+  for (const path of [cache, folder, root]) chmodSync(path, 0o755);
   const environment = { QEMU_MODULE_DIR: `${libraries}/qemu` };
   const said = await runProgram(command[0], [...command.slice(1), '--version'], {
     env: { ...process.env, ...environment }, log,

@@ -7,6 +7,7 @@
 //! killed run leaves in `directory`.
 
 #[path = "../../tests/support/mod.rs"]
+#[allow(unreachable_pub, reason = "written for test binaries")]
 mod support;
 
 mod copies;
