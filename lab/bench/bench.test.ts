@@ -6,8 +6,9 @@ import { directTotal } from './engines/direct.ts';
 import { peerParameters, peerSettings } from './engines/qemu.ts';
 import { brokenRun, guestDamage, judgeRun, loadRequest } from './measure.ts';
 import type { RunRecord } from './measure.ts';
-import { guestOrder, progressText, turns } from './migrate-series.ts';
-import type { SeriesOptions } from './migrate-series.ts';
+import { guestOrder, progressText, runSeries, turns } from './migrate-series.ts';
+import type { SeriesOptions, SeriesPlace } from './migrate-series.ts';
+import type { BenchEngine } from './engine.ts';
 import { downtimeMsOf, totalPartsOf } from './observer.ts';
 import { summariseRuns } from './summary.ts';
 
@@ -190,6 +191,43 @@ describe('a series', () => {
     expect(first.macAddress).not.toBe(second.macAddress);
     expect(first.commandLine).toBe('quiet novacron.ip=198.18.1.100/24 novacron.pattern=128M '
       + 'novacron.data=191M novacron.compressible=1');
+  });
+  const place = (engine: Partial<BenchEngine>, interrupted: AbortSignal): SeriesPlace => ({
+    lab: {} as SeriesPlace['lab'], program: { command: ['q'], environment: {} }, image,
+    makeDirect: async () => await Promise.resolve({ name: 'direct', ...engine } as BenchEngine),
+    tell: () => undefined, link: null, interrupted,
+  });
+  const alone: SeriesOptions = { ...series, engines: ['direct'], runs: 3 };
+  it('goes on after a run that could not be made, and records each', async () => {
+    let boots = 0;
+    const records = await runSeries(alone, place({
+      boot: async () => await Promise.reject(new Error(`no guest ${boots += 1}`)),
+      discard: async () => await Promise.resolve(),
+    }, new AbortController().signal), () => undefined);
+    expect(records.map(({ outcome, reason }) => [outcome, reason])).toEqual([
+      ['failed', 'no guest 1'], ['failed', 'no guest 2'], ['failed', 'no guest 3']]);
+  });
+  it('boots no second guest beside one that could not be removed', async () => {
+    let boots = 0;
+    const records = await runSeries(alone, place({
+      boot: async () => await Promise.reject(new Error(`no guest ${boots += 1}`)),
+      discard: async () => await Promise.reject(new Error('it hangs')),
+    }, new AbortController().signal), () => undefined);
+    expect(boots).toBe(1);
+    expect(records[2]).toMatchObject(
+      { outcome: 'failed', reason: 'the guest before could not be removed: it hangs' });
+  });
+  it('begins nothing after an interrupt', async () => {
+    const interrupt = new AbortController();
+    let boots = 0;
+    await expect(runSeries(alone, place({
+      boot: async () => {
+        boots += 1;
+        interrupt.abort();
+        return await Promise.reject(new Error('the lab is gone'));
+      },
+    }, interrupt.signal), () => undefined)).rejects.toThrow();
+    expect(boots).toBe(1);
   });
   it('asks the witness for "as fast as it can" when no rate is given', () => {
     expect(loadRequest(series.load)['dirtyRateBytesPerSecond']).toBe(Number.MAX_SAFE_INTEGER);
