@@ -28,10 +28,19 @@ const probeMsMax = 8_000;
  */
 const cacheMsMax = 24 * 3_600_000;
 const cacheFile = fileURLToPath(new URL('../../.cache/accelerator.json', import.meta.url));
-const othersReadWrite = 0o006;
 /** isa-debug-exit ends QEMU with (value << 1) | 1. */
 const exitValue = 0x2a;
 const expectedExitCode = (exitValue << 1) | 1;
+
+/**
+ * VMMs run as users of their own: root's rights are no help to them, but the guard gives them the
+ * group of the device (runners/hypervisor/device-group.ts). Pure.
+ */
+export function isOpenToVmms(
+  { mode, gid }: { readonly mode: number; readonly gid: number },
+): boolean {
+  return (mode & 0o006) === 0o006 || (gid !== 0 && (mode & 0o060) === 0o060);
+}
 
 /** mov dx,0x501; mov al,value; out dx,al; hlt; jmp $ — then the boot signature. */
 function bootSector(): Buffer {
@@ -111,9 +120,9 @@ async function probe(qemu: string): Promise<AcceleratorReport> {
   } catch {
     return { accelerator: 'tcg', reason: '/dev/kvm is not there or may not be opened', probeMs: 0 };
   }
-  // VMMs run as users of their own, without any group: what root may open is no help to them.
-  if ((statSync('/dev/kvm').mode & othersReadWrite) !== othersReadWrite) {
-    const reason = "/dev/kvm is closed to the VMs' own users; a udev rule with MODE=\"0666\" opens it";
+  if (!isOpenToVmms(statSync('/dev/kvm'))) {
+    const reason = '/dev/kvm belongs to root alone: give it a group that may read and write it, '
+      + 'e.g. a udev rule with GROUP="kvm", MODE="0660"';
     return { accelerator: 'tcg', reason, probeMs: 0 };
   }
   const startedMs = performance.now();

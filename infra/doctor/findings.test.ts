@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import { isOpenToVmms } from './accelerator.ts';
 import { engineOf, findingsOf } from './findings.ts';
 import type { Observations } from './findings.ts';
 import { parseMachineTypes } from './observe.ts';
@@ -52,4 +53,11 @@ it('versioned machine types are read from QEMU, newest first, without aliases', 
     'pc-i440fx-7.2        Standard PC (default)', 'pc-i440fx-10.0       Standard PC',
     'pc-q35-6.1           Standard PC', 'microvm              microvm',
   ].join('\n'))).toEqual(['pc-q35-6.1', 'pc-i440fx-10.0', 'pc-i440fx-7.2']);
+});
+
+it('a KVM device that is open to its group is enough, one that is root\'s alone is not', () => {
+  expect(isOpenToVmms({ mode: 0o020660, gid: 108 })).toBe(true);
+  expect(isOpenToVmms({ mode: 0o020666, gid: 0 })).toBe(true);
+  expect(isOpenToVmms({ mode: 0o020660, gid: 0 })).toBe(false);
+  expect(isOpenToVmms({ mode: 0o020640, gid: 108 })).toBe(false);
 });

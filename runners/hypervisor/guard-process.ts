@@ -95,8 +95,26 @@ export interface LaunchOptions {
   readonly identity: VmIdentity;
   readonly incarnation: Incarnation;
   readonly failover: 'none' | 'automatic';
+  /** Group that the VMM has besides its own, for the accelerator's device; null for none. */
+  readonly deviceGroup: number | null;
   readonly argv: readonly string[];
   readonly environment: Readonly<Record<string, string>>;
+}
+
+/** What the guard is started with; its own `--help` explains each. Pure. */
+export function guardArguments(
+  { paths, identity, incarnation, failover, deviceGroup, argv }: Omit<
+    LaunchOptions, 'guardCommand' | 'environment'>,
+): readonly string[] {
+  return [
+    '--dir', paths.directory,
+    '--uid', String(identity.uid),
+    '--gid', String(identity.gid),
+    '--incarnation', incarnation,
+    ...(deviceGroup === null ? [] : ['--group', String(deviceGroup)]),
+    ...(failover === 'automatic' ? ['--failover', 'automatic'] : []),
+    '--', ...argv,
+  ];
 }
 
 /**
@@ -104,7 +122,7 @@ export interface LaunchOptions {
  * end of the VMM's log. Whatever a former start left (guard.json, exit.json) goes first.
  */
 export async function launchGuarded(options: LaunchOptions): Promise<GuardedVmm> {
-  const { paths, identity } = options;
+  const { paths } = options;
   await Promise.all([
     rm(paths.guardFile, { force: true }),
     rm(paths.exitFile, { force: true }),
@@ -115,20 +133,7 @@ export async function launchGuarded(options: LaunchOptions): Promise<GuardedVmm>
   try {
     const child = spawn(
       program,
-      [
-        ...before,
-        '--dir',
-        paths.directory,
-        '--uid',
-        String(identity.uid),
-        '--gid',
-        String(identity.gid),
-        '--incarnation',
-        options.incarnation,
-        ...(options.failover === 'automatic' ? ['--failover', 'automatic'] : []),
-        '--',
-        ...options.argv,
-      ],
+      [...before, ...guardArguments(options)],
       {
         stdio: ['ignore', log.fd, log.fd],
         detached: true,

@@ -17,6 +17,7 @@ import {
   isVmmAlive,
   killAndReap,
   launchGuarded,
+  readExit,
   readGuard,
   type GuardedVmm,
   type VmmExit,
@@ -24,6 +25,7 @@ import {
 import type { HypervisorConfig } from './hypervisor-config.ts';
 import { describeRunning, readFacts, specOfRunning } from './inspection.ts';
 import { MonitorConnections } from './monitor-connections.ts';
+import { deviceGroup } from './device-group.ts';
 import { removeTap, tapName } from './tap.ts';
 import { VmCreation } from './vm-creation.ts';
 import { makeMemoryFile, makeTaps, removeSockets } from './vm-start.ts';
@@ -181,6 +183,7 @@ export class Hypervisor {
         identity: next,
         incarnation,
         failover: spec.failover,
+        deviceGroup: accelerator === 'kvm' ? await deviceGroup('/dev/kvm') : null,
         argv,
         environment: qemu.environment,
       });
@@ -305,6 +308,11 @@ export class Hypervisor {
     this.#log.info({ vm }, 'vm removed from this host');
   }
 
+  /** How the VM's last VMM ended; null when it lives or nobody was left to say. */
+  async lastExit(vm: VmName): Promise<VmmExit | null> {
+    return readExit(this.paths(vm));
+  }
+
   /** Resolves with how the VMM ended; rejects with vmm/timeout after `timeoutMs`. */
   async waitExit(options: {
     readonly vm: VmName;
@@ -328,6 +336,16 @@ export class Hypervisor {
     return Promise.all(
       (await listVmDirectories(this.#config.vmsDirectory)).map((vm) => this.look(vm)),
     );
+  }
+
+  /** VMs whose VMM lives, without asking a VMM: one that stands still must not hold anybody up. */
+  async living(): Promise<readonly VmName[]> {
+    const all = await listVmDirectories(this.#config.vmsDirectory);
+    const alive = await Promise.all(all.map(async (vm) => {
+      const guard = await readGuard(this.paths(vm)).catch(() => null);
+      return guard !== null && (await isVmmAlive(guard));
+    }));
+    return all.filter((_, index) => alive[index]);
   }
 
   /**

@@ -18,6 +18,8 @@ returns 0 once PROGRAM runs. DIR receives guard.json, vmm.log, and exit.json at 
   --failover none|automatic  automatic binds the VMM to its lease (default none)
   --lease-ends-at-ms N       CLOCK_BOOTTIME ms at which the first lease ends; without it the lease
                              binds from the first renewal on
+  --group N                  group that the VMM has besides --gid, e.g. that of /dev/kvm; not 0;
+                             repeatable, none by default
   --keep-fd N                descriptor that the VMM inherits under its number; repeatable
   --cgroup DIR               cgroup (v2) that guard and VMM join
   --no-userfaultfd           don't open /dev/userfaultfd for the VMM
@@ -41,6 +43,7 @@ pub struct Arguments {
     pub directory: PathBuf,
     pub uid: u32,
     pub gid: u32,
+    pub groups: Vec<u32>,
     pub incarnation: String,
     pub socket: PathBuf,
     pub failover: Failover,
@@ -56,11 +59,15 @@ const KEPT_FD_MIN: RawFd = 3;
 /// Highest descriptor that may be kept: a runner never has more for one VM.
 const KEPT_FD_MAX: RawFd = 1022;
 
+/// A VMM needs one for its accelerator; more would be somebody's mistake.
+const GROUPS_MAX: usize = 4;
+
 #[derive(Default)]
 struct Draft {
     directory: Option<PathBuf>,
     uid: Option<u32>,
     gid: Option<u32>,
+    groups: Vec<u32>,
     incarnation: Option<String>,
     socket: Option<PathBuf>,
     failover: Option<Failover>,
@@ -100,6 +107,7 @@ impl Draft {
             "--dir",
             "--uid",
             "--gid",
+            "--group",
             "--incarnation",
             "--lease-socket",
             "--failover",
@@ -116,6 +124,12 @@ impl Draft {
             "--dir" => self.directory = Some(absolute(name, text)?),
             "--uid" => self.uid = Some(unprivileged_id(name, text)?),
             "--gid" => self.gid = Some(unprivileged_id(name, text)?),
+            "--group" => {
+                if self.groups.len() >= GROUPS_MAX {
+                    return Err(format!("--group: at most {GROUPS_MAX}"));
+                }
+                self.groups.push(unprivileged_id(name, text)?);
+            }
             "--incarnation" => self.incarnation = Some(incarnation(text)?),
             "--lease-socket" => self.socket = Some(absolute(name, text)?),
             "--failover" => {
@@ -146,6 +160,7 @@ impl Draft {
         Ok(Arguments {
             uid: self.uid.ok_or("--uid is missing")?,
             gid: self.gid.ok_or("--gid is missing")?,
+            groups: self.groups,
             incarnation: self.incarnation.unwrap_or_default(),
             socket: self.socket.unwrap_or_else(|| directory.join("guard.sock")),
             failover: self.failover.unwrap_or(Failover::None),
@@ -196,10 +211,11 @@ mod tests {
     #[test]
     fn a_full_line_is_understood() {
         let line = "--dir /vm --uid 70001 --gid 70002 --incarnation \
-            00112233445566778899aabbccddeeff --failover automatic --lease-ends-at-ms 99 \
+            00112233445566778899aabbccddeeff --group 108 --failover automatic --lease-ends-at-ms 99 \
             --keep-fd 3 --keep-fd 7 -- qemu --dir x";
         let Ok(Parsed::Run(arguments)) = parse(line) else { panic!("refused") };
         assert_eq!((arguments.uid, arguments.gid), (70001, 70002));
+        assert_eq!(arguments.groups, [108]);
         assert_eq!(arguments.socket, PathBuf::from("/vm/guard.sock"));
         assert_eq!(arguments.failover, Failover::Automatic);
         assert_eq!(arguments.lease_ends_at_ms, Some(99));
@@ -220,6 +236,9 @@ mod tests {
             ("--dir /a --uid 0 --gid 1 -- q", "root"),
             ("--dir /a --uid -1 --gid 1 -- q", "number"),
             ("--dir /a --uid 4294967295 --gid 1 -- q", "valid"),
+            ("--dir /a --uid 1 --gid 1 --group 0 -- q", "root"),
+            ("--dir /a --uid 1 --gid 1 --group kvm -- q", "number"),
+            ("--dir /a --uid 1 --gid 1 --group 1 --group 2 --group 3 --group 4 --group 5", "most"),
             ("--dir /a --uid 1 --gid 1 --keep-fd 2 -- q", "--keep-fd"),
             ("--dir /a --uid 1 --gid 1 --failover maybe -- q", "maybe"),
             ("--dir /a --uid 1 --gid 1 --incarnation 12 -- q", "hex"),

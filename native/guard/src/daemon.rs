@@ -78,7 +78,7 @@ impl Guard {
         let timer = boottime_timer().map_err(|e| format!("the timer: {e}"))?;
         let plan = Plan::new(
             &arguments.command,
-            (arguments.uid, arguments.gid),
+            (arguments.uid, arguments.gid, &arguments.groups),
             &arguments.directory.join("vmm.log"),
             arguments.opens_userfaultfd,
             &arguments.kept_fds,

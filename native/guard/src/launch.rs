@@ -19,6 +19,7 @@ pub struct Plan {
     argv: Vec<CString>,
     uid: libc::uid_t,
     gid: libc::gid_t,
+    groups: Vec<libc::gid_t>,
     log: OwnedFd,
     nothing: OwnedFd,
     userfaultfd: Option<OwnedFd>,
@@ -37,7 +38,7 @@ pub struct Held {
 impl Plan {
     pub fn new(
         command: &[OsString],
-        ids: (u32, u32),
+        ids: (u32, u32, &[u32]),
         log: &Path,
         opens_userfaultfd: bool,
         kept_fds: &[RawFd],
@@ -75,6 +76,7 @@ impl Plan {
             argv,
             uid: ids.0,
             gid: ids.1,
+            groups: ids.2.to_vec(),
             log: log.into(),
             nothing: nothing.into(),
             userfaultfd,
@@ -181,8 +183,9 @@ impl Plan {
                         return Some("dropping capabilities");
                     }
                 }
-                if libc::setgroups(0, std::ptr::null()) < 0 {
-                    return Some("dropping groups");
+                // None of ours stays; what is named is named for one device.
+                if libc::setgroups(self.groups.len(), self.groups.as_ptr()) < 0 {
+                    return Some("changing the groups");
                 }
             }
             if libc::setresgid(self.gid, self.gid, self.gid) < 0 {

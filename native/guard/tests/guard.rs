@@ -4,6 +4,7 @@ use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -173,6 +174,30 @@ fn the_vmm_has_no_rights_and_a_session_of_its_own() {
     };
     assert_eq!(i64::from(session(pid)), pid.as_i64().expect("a pid"));
     assert_eq!(i64::from(session(&guard["guardPid"])), guard["guardPid"].as_i64().expect("a pid"));
+}
+
+#[test]
+fn a_named_group_is_the_only_one_besides_its_own() {
+    if !is_root() {
+        return;
+    }
+    let vm = Vm::new();
+    // Stands for the group of /dev/kvm: a device that only this group may open.
+    let device = vm.directory.join("device");
+    fs::write(&device, "open").expect("written");
+    let group = GID + 7;
+    std::os::unix::fs::chown(&device, Some(0), Some(group)).expect("given away");
+    fs::set_permissions(&device, fs::Permissions::from_mode(0o660)).expect("closed to others");
+    let path = device.display().to_string();
+    let read = format!("cat {path} && grep ^Groups: /proc/self/status");
+    vm.started(&["--group", &group.to_string()], &["sh", "-c", &read]);
+    assert_eq!(vm.exit()["code"], 0);
+    let log = fs::read_to_string(vm.directory.join("vmm.log")).expect("a log");
+    assert_eq!(log.split_whitespace().collect::<Vec<_>>(), ["openGroups:", &group.to_string()]);
+
+    let without = Vm::new();
+    without.started(&[], &["sh", "-c", &format!("cat {path}")]);
+    assert_ne!(without.exit()["code"], 0);
 }
 
 #[test]
