@@ -9,7 +9,7 @@ import { formatBytes } from '../../contracts/units.ts';
 
 /** Above this the emulator itself can't keep up on two cores: 500 Mbit/s. Bytes per second. */
 export const wanRateMax = 62_500_000;
-/** Packets that left more than 1 ms late, of all; a machine that keeps up has fewer than 0.1 %. */
+/** Packets that left more than 1 ms late, of all. Chosen, not yet calibrated on a quiet machine. */
 export const lateShareMax = 0.01;
 /** Mean lateness of a packet; the emulator's own batches are 0.25 ms apart. */
 export const lateMsMeanMax = 0.5;

@@ -23,7 +23,7 @@ export type PeerName = Exclude<EngineName, 'direct'>;
 const uncappedBytesPerSecond = 10 * 1024 ** 3;
 /** Channels of multifd that may be asked for. */
 export const multifdChannelCounts = [2, 4, 8] as const;
-/** Best of these on two cores (docs/benchmarks.md). */
+/** The better of 2 and 4 on two cores when that was tried; 8 was not compared yet. */
 export const defaultMultifdChannelCount = 2;
 /** First port on the target's migration address; each engine has one of its own. */
 const firstPort = 4_500;
