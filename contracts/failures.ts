@@ -93,7 +93,7 @@ export const failures = {
   'engine/tracking': row(
     'Dirty tracking is not possible', false, 'operator', 'Linux 6.7 or newer with userfaultfd.'),
   'engine/failed': row('The memory engine failed', true, 'developer', 'Report it with its log.'),
-  'disk/mirror': row('The disk mirror failed', true, 'operator', 'Check disk and link.'),
+  'disk/mirror': row('The disk mirror failed', false, 'operator', 'Check disk and link.'),
   'disk/full': row('A disk is full', false, 'operator', 'Free space, then repeat.'),
   'ownership/refused': row(
     'The ledger refused the step', false, 'nobody',

@@ -1,6 +1,7 @@
 //! What ends a session, in the words of the project's closed failure list.
 
 use std::fmt;
+use std::io::ErrorKind;
 
 use novacron_guest_memory::MemoryError;
 use novacron_transport::{LaneError, LinkError};
@@ -16,6 +17,8 @@ pub enum FailureCode {
     MigrationDigest,
     MigrationCancelled,
     DiskMirror,
+    /// The memory file system of the target is full.
+    PreflightMemory,
     Internal,
 }
 
@@ -31,6 +34,7 @@ impl FailureCode {
             Self::MigrationDigest => "migration/digest",
             Self::MigrationCancelled => "migration/cancelled",
             Self::DiskMirror => "disk/mirror",
+            Self::PreflightMemory => "preflight/memory",
             Self::Internal => "internal",
         }
     }
@@ -64,7 +68,10 @@ impl std::error::Error for Failure {}
 
 impl From<MemoryError> for Failure {
     fn from(error: MemoryError) -> Self {
-        let code = match error {
+        let code = match &error {
+            MemoryError::System { source, .. } if source.kind() == ErrorKind::StorageFull => {
+                FailureCode::PreflightMemory
+            }
             MemoryError::System { .. } => FailureCode::EngineFailed,
             _ => FailureCode::EngineTracking,
         };
@@ -88,4 +95,19 @@ impl From<LinkError> for Failure {
 /// Whether trying again is pointless: the peer or its certificate is the problem, not the path.
 pub(crate) fn is_refusal(error: &LinkError) -> bool {
     matches!(error, LinkError::Refused(_) | LinkError::Credentials(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_memory_file_system_is_told_from_other_errors() {
+        // ENOSPC, EIO.
+        for (number, code) in [(28, "preflight/memory"), (5, "engine/failed")] {
+            let source = std::io::Error::from_raw_os_error(number);
+            let failure = Failure::from(MemoryError::System { what: "writing", source });
+            assert_eq!(failure.code.name(), code);
+        }
+    }
 }

@@ -11,6 +11,7 @@ import type {
 import type { TransferRecord } from '../../../contracts/ownership.ts';
 import type { ConvergenceDecision } from '../../data-plane/sessions.ts';
 import { transferFigures } from './figures.ts';
+import { giveUpCause } from './give-up-cause.ts';
 import { proposeUntilAnswered, readEntry } from './ledger-steps.ts';
 import type { PeerMessage } from './peer-messages.ts';
 import type { PeerConversation, SourceMoveOptions } from './ports.ts';
@@ -207,8 +208,12 @@ export class SourceMove {
 
   /** The VM never stopped: nothing to ask the ledger, the workflow aborts the migration there. */
   async #giveUpRunning(error: unknown): Promise<SessionOutcome> {
+    const coded = await giveUpCause(error, {
+      lost: this.#link === null ? null : () => this.#targetLost(),
+      told: () => this.#targetFailure,
+      sleep: (ms) => this.#options.world.sleep(ms),
+    });
     await this.#undo();
-    const coded = error instanceof CodedError ? error : new CodedError('internal', String(error), error);
     if (coded.code === 'migration/cancelled') {
       return { kind: 'cancelled', by: coded.detail.replace(/^by /, '') };
     }

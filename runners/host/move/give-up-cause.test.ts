@@ -1,0 +1,31 @@
+import { expect, test } from 'vitest';
+import { CodedError, failureReport } from '../../../contracts/failures.ts';
+import type { FailureReport } from '../../../contracts/failures.ts';
+import { giveUpCause } from './give-up-cause.ts';
+
+const broken = new CodedError('link/refused', 'the target expects no such move');
+const full = failureReport('preflight/memory', 'no space left');
+const never = new Promise<never>(() => undefined);
+
+test('a broken lane gives way to what the target says of itself a moment later', async () => {
+  let told: FailureReport | null = null;
+  const lost = Promise.withResolvers<never>();
+  const cause = giveUpCause(broken, {
+    lost: () => lost.promise, told: () => told, sleep: () => never });
+  told = full;
+  lost.reject(new Error('told'));
+  expect(await cause).toMatchObject({ code: 'preflight/memory', detail: 'no space left' });
+});
+
+test('a target that says nothing, or whose link is gone, leaves what was seen', async () => {
+  const silent = { lost: () => never, told: () => null, sleep: () => Promise.resolve() };
+  expect(await giveUpCause(broken, silent)).toBe(broken);
+  expect(await giveUpCause(broken, { ...silent, lost: null, sleep: () => never })).toBe(broken);
+});
+
+test('a cancel and a failure of our own stay what they are', async () => {
+  const said = { lost: null, told: () => full, sleep: () => never };
+  const cancelled = new CodedError('migration/cancelled', 'by ann');
+  expect(await giveUpCause(cancelled, said)).toBe(cancelled);
+  expect(await giveUpCause(new Error('odd'), said)).toMatchObject({ code: 'internal' });
+});

@@ -1,0 +1,24 @@
+/** Which of several reasons a move that is given up before STOP is called by. */
+import { CodedError, type FailureReport } from '../../../contracts/failures.ts';
+
+/** A target that gives up ends its VMM before it says why, ms. */
+const targetReasonMs = 2_000;
+
+/**
+ * The failure to report for `error`. A target that gives up lets go of the lanes first, so a broken
+ * link may be only what was seen of it: its own reason is then waited for, and says more.
+ */
+export async function giveUpCause(error: unknown, target: {
+  /** Rejects when the target has said why; null when it can't any more. */
+  readonly lost: (() => Promise<never>) | null;
+  readonly told: () => FailureReport | null;
+  readonly sleep: (ms: number) => Promise<void>;
+}): Promise<CodedError> {
+  const coded = error instanceof CodedError ? error : new CodedError('internal', String(error), error);
+  if (!coded.code.startsWith('link/')) return coded;
+  if (target.lost !== null && target.told() === null) {
+    await Promise.race([target.lost().catch(() => undefined), target.sleep(targetReasonMs)]);
+  }
+  const told = target.told();
+  return told === null ? coded : new CodedError(told.code, told.detail, coded);
+}
