@@ -256,6 +256,9 @@ async function exchange(
   });
   try {
     return enrolAnswer.parse(await promise);
+  } catch (error) {
+    if (error instanceof CodedError) throw error;
+    throw new CodedError('link/refused', `${where} gave no answer of this protocol`, error);
   } finally {
     socket.destroy();
   }

@@ -1,7 +1,8 @@
 /** Certificates on real connections: who gets in, who does not, and with which error. */
+import { randomBytes } from 'node:crypto';
 import { mkdtemp, readFile, rm, stat } from 'node:fs/promises';
 import { connect as connectPlain } from 'node:net';
-import type { AddressInfo } from 'node:net';
+import type { AddressInfo, Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { connect, createServer } from 'node:tls';
@@ -14,6 +15,7 @@ import { createAuthority, issueCertificate, listCertificates, rotateCertificate,
 } from '../../payloads/certificates.ts';
 import type { IssuedFiles } from '../../payloads/certificates.ts';
 import { createJoinToken, enrolHost, serveEnrolment } from '../../payloads/enrolment.ts';
+import { encodeFrame } from '../../payloads/json-frames.ts';
 import { createRevocationList, openRevocationList, revokeCertificates,
 } from '../../payloads/revocation.ts';
 import type { RevocationList } from '../../payloads/revocation.ts';
@@ -256,6 +258,23 @@ describe('rotation', () => {
   });
 });
 
+/** Says what a stranger says; answers all that came back until the end, or for two seconds. */
+function knock(socket: Socket, bytes: Buffer): Promise<string> {
+  const chunks: Buffer[] = [];
+  const secured = 'encrypted' in socket;
+  return new Promise((resolve) => {
+    const finish = (): void => {
+      clearTimeout(timer);
+      socket.destroy();
+      resolve(Buffer.concat(chunks).toString('latin1'));
+    };
+    const timer = setTimeout(finish, 2_000);
+    socket.on('data', (chunk: Buffer) => chunks.push(chunk));
+    socket.once('error', finish).once('close', finish);
+    socket.once(secured ? 'secureConnect' : 'connect', () => socket.write(bytes));
+  });
+}
+
 describe('joining with a token', () => {
   const endpoint = async () => {
     const material = await issue({ role: 'control', name: 'enrolment' });
@@ -299,6 +318,50 @@ describe('joining with a token', () => {
     await expect(enrolHost({ token: 'nonsense', outDir: dir })).rejects.toThrow(/damaged/);
     const files = await enrolHost({ token, outDir: join(dir, 'joined') });
     expect(files.identity.name).toBe('h16');
+  });
+  it('goes on through garbage, and uses no token up for it', async () => {
+    const at = await endpoint();
+    const token = await newToken(at, 'h18');
+    const { id } = JSON.parse(Buffer.from(
+      token.slice('novacron-join-v1.'.length), 'base64url').toString()) as { id: string };
+    const asked = (more: object): Buffer => encodeFrame({
+      version: 1, kind: 'enrol', id, secret: 'A'.repeat(43), requestPem: 'nonsense', ...more });
+    const header = Buffer.alloc(4);
+    header.writeUInt32BE(0xffff_ffff);
+    const plain = [randomBytes(4_096), Buffer.from('GET / HTTP/1.1\r\n\r\n'), Buffer.alloc(0)];
+    const secured = [
+      randomBytes(512), header, Buffer.concat([Buffer.from([0, 0, 0, 2]), Buffer.from('{]')]),
+      asked({}), asked({ version: 2 }), asked({ id: '../../ca-key' }), asked({ secret: '' }),
+      asked({ requestPem: '-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n' }), encodeFrame(null),
+    ];
+    const answers = await Promise.all([
+      ...plain.map((bytes) => knock(connectPlain(at.port, at.address), bytes)),
+      ...secured.map((bytes) => knock(connect({
+        host: at.address, port: at.port, rejectUnauthorized: false }), bytes)),
+    ]);
+    for (const answer of answers) expect(answer).not.toContain('BEGIN');
+    expect(answers.slice(plain.length).filter((answer) => answer.includes('input/invalid')).length,
+      'requests that can be read are told what is wrong').toBeGreaterThanOrEqual(4);
+    const files = await enrolHost({ token, outDir: join(dir, 'joined') });
+    expect(files.identity.name).toBe('h18');
+  });
+  it('names an endpoint that answers garbage, and writes nothing', async () => {
+    const material = await issue({ role: 'control', name: 'odd' });
+    const options = secureContextOptions(material);
+    const caPem = await readFile(join(dir, 'ca.pem'), 'utf8');
+    for (const said of [randomBytes(64), encodeFrame({ version: 9 }), Buffer.from([0, 0, 0, 1, 0x7b])]) {
+      const server = createServer({ ...options, cert: `${String(options.cert)}${caPem}` }, (socket) => {
+        socket.on('error', () => socket.destroy());
+        socket.once('data', () => socket.end(said));
+      });
+      await new Promise<void>((resolve) => { server.listen(0, '127.0.0.1', resolve); });
+      open.push(() => new Promise((resolve) => { server.close(() => resolve()); }));
+      const { port } = server.address() as AddressInfo;
+      const token = await newToken({ address: '127.0.0.1', port }, 'h19');
+      const outDir = join(dir, 'odd');
+      await expect(enrolHost({ token, outDir })).rejects.toMatchObject({ code: 'link/refused' });
+      await expect(stat(outDir)).rejects.toThrow(/ENOENT/);
+    }
   });
   it('is not served by a host that passes for the endpoint', async () => {
     const server = await serveEnrolment(
