@@ -133,6 +133,15 @@ describe.skipIf(lacking !== null)('disk images', () => {
     encrypted.writeUInt32BE(2, 32);
     writeFileSync(join(images, 'luks.qcow2'), encrypted);
     img('create', '-q', '-f', 'qcow2', join(images, 'large.qcow2'), '1G');
+    for (const [name, at] of [
+      ['tables.qcow2', 40],
+      ['refcounts.qcow2', 48],
+    ] as const) {
+      const image = readFileSync(join(images, 'base.qcow2'));
+      image.writeBigUInt64BE(2n ** 40n, at);
+      writeFileSync(join(images, name), image);
+      await refused(name);
+    }
     await refused('backed.qcow2');
     await refused('external.qcow2');
     await refused('luks.qcow2');
