@@ -75,6 +75,8 @@ export interface ComposeOptions {
   readonly controlCount?: number;
   /** Profile of the processes' configurations. Default: lab. */
   readonly profile?: 'lab' | 'production';
+  /** QEMU of each host, where they differ. */
+  readonly programOf?: (host: LabHost) => QemuProgram;
   /** Default: TCG, which is the same on every machine. */
   readonly accelerator?: 'tcg' | 'kvm';
   /** Where hosts look for files that hold moved VMs before their first instruction. */
@@ -217,7 +219,8 @@ async function startControl(
 async function startHost(
   { options, papers, temporal }: WorkerParts, host: LabHost,
 ): Promise<void> {
-  const { lab, program, profile = 'lab' } = options;
+  const { lab, profile = 'lab' } = options;
+  const program = options.programOf?.(host) ?? options.program;
   if (!existsSync(guardPath)) {
     throw new CodedError('input/invalid', `${guardPath} is missing: run \`npm run setup\``);
   }

@@ -3,9 +3,10 @@
  * processes away, then namespaces, then directories, then the record. What runs in it is composed
  * elsewhere (compose.ts, bench/, tests).
  */
-import { existsSync, mkdirSync, rmSync, rmdirSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, rmSync, rmdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { CodedError } from '../contracts/failures.ts';
+import { runCommand } from './command.ts';
 import { LabProcess, endProcesses, processesOfLab } from './processes.ts';
 import type { ProcessSpec } from './processes.ts';
 import { lowerNetwork, namespaceExists, processesIn, raiseNetwork } from './network/network.ts';
@@ -174,6 +175,14 @@ export class Lab {
   }
 }
 
+/** File systems that were mounted inside a lab, the innermost first. */
+async function unmountBelow(directories: readonly string[]): Promise<void> {
+  const mounts = readFileSync('/proc/self/mounts', 'utf8').split('\n')
+    .map((line) => line.split(' ')[1] ?? '')
+    .filter((path) => directories.some((directory) => path.startsWith(`${directory}/`)));
+  for (const path of mounts.toReversed()) await runCommand(['umount', path]);
+}
+
 /** Removes everything that a lab has made, from its record alone; repeats do nothing. */
 export async function lowerLab(id: string): Promise<void> {
   const state = readLabState(id);
@@ -193,6 +202,7 @@ export async function lowerLab(id: string): Promise<void> {
   // A process may have started another one while it was ending.
   await endProcesses(await marksNow(), 0);
   await lowerNetwork(namespaces);
+  await unmountBelow(state?.directories ?? []);
   for (const path of [...(state?.directories ?? []), ...(state?.files ?? [])]) {
     rmSync(path, { recursive: true, force: true });
   }

@@ -4,7 +4,7 @@
  * is a clear error or nothing at all, and the guest that lives through it stays whole.
  */
 import { createHash, randomBytes } from 'node:crypto';
-import { existsSync, readdirSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { hostName, vmName } from '../../contracts/identity.ts';
@@ -36,6 +36,22 @@ const noise = (length: number): string => {
     createHash('sha256').update(`${seed}/${index}`).digest());
   return Buffer.concat(blocks).subarray(0, length).toString('hex');
 };
+
+/** Images whose headers lie: 8 EiB large, tables beyond the file's end, cut in the middle. */
+async function hurtImages(directory: string): Promise<[string, string, string]> {
+  const sound = join(directory, 'sound.qcow2');
+  await runCommand(['qemu-img', 'create', '-q', '-f', 'qcow2', sound, '1M']);
+  const make = (name: string, change: (image: Buffer) => Buffer): string => {
+    const path = join(directory, name);
+    writeFileSync(path, change(readFileSync(sound)));
+    return path;
+  };
+  return [
+    make('huge.qcow2', (image) => { image.writeBigUInt64BE(2n ** 63n - 1n, 24); return image; }),
+    make('corrupt.qcow2', (image) => { image.writeBigUInt64BE(2n ** 40n, 40); return image; }),
+    make('cut.qcow2', (image) => image.subarray(0, 60)),
+  ];
+}
 
 const failureOf = (outcome: MigrationOutcome | LifecycleOutcome): string =>
   outcome.kind === 'failed' ? outcome.failure.code : outcome.kind;
@@ -112,6 +128,10 @@ describe.runIf(missing.length === 0)('bad input', () => {
     writeFileSync(secret, Buffer.alloc(mib, 's'));
     const hostile = join(images, 'hostile.qcow2');
     await runCommand(['qemu-img', 'create', '-q', '-f', 'qcow2', '-b', secret, '-F', 'raw', hostile]);
+    const external = join(images, 'external.qcow2');
+    await runCommand(['qemu-img', 'create', '-q', '-f', 'qcow2', '-o',
+      `data_file=${join(images, 'data-file.raw')}`, external, '1M']);
+    const [huge, corrupt, cut] = await hurtImages(images);
     const good = stage.spec({ name: 'hostile', octet: 102, memoryMib: 128 });
     const disk = (sourceImage: string, format: 'raw' | 'qcow2'): VmSpec['disks'] => [
       { name: 'data', format, sizeBytes: 64 * mib, sourceImage, volume: 'local' }];
@@ -120,6 +140,10 @@ describe.runIf(missing.length === 0)('bad input', () => {
     const wrong: readonly [string, VmSpec, readonly string[]][] = [
       ['backing file', { ...good, disks: disk(hostile, 'qcow2') }, ['vm/image-refused']],
       ['qcow2 called raw', { ...good, disks: disk(hostile, 'raw') }, ['vm/image-refused']],
+      ['external data file', { ...good, disks: disk(external, 'qcow2') }, ['vm/image-refused']],
+      ['8 EiB', { ...good, disks: disk(huge, 'qcow2') }, ['vm/image-refused']],
+      ['tables nowhere', { ...good, disks: disk(corrupt, 'qcow2') }, ['vm/image-refused']],
+      ['half a header', { ...good, disks: disk(cut, 'qcow2') }, ['vm/image-refused']],
       ['image elsewhere', { ...good, disks: disk('/etc/passwd', 'raw') },
         ['vm/image-refused', 'input/invalid']],
       ['kernel elsewhere', { ...good, boot: kernel('/etc/shadow') },

@@ -100,6 +100,15 @@ export interface GuestWish {
   /** More words for its kernel's command line. */
   readonly commandLine?: string;
   readonly host?: number;
+  readonly machineType?: string;
+}
+
+/** What a stage is made of. */
+export interface StageWish
+  extends Pick<ComposeOptions, 'controlCount' | 'profile' | 'startTemporal' | 'programOf'> {
+  readonly hostCount: number;
+  /** Done before the first process of the product is started. */
+  readonly prepare?: (lab: Lab) => Promise<void>;
 }
 
 /** A move under way. */
@@ -126,11 +135,10 @@ export class MoveStage {
     this.image = fields.image;
   }
 
-  static async raise({ hostCount, ...more }: {
-    readonly hostCount: number;
-  } & Pick<ComposeOptions, 'controlCount' | 'profile' | 'startTemporal'>): Promise<MoveStage> {
+  static async raise({ hostCount, prepare, ...more }: StageWish): Promise<MoveStage> {
     const lab = await Lab.raise({ hostCount });
     try {
+      await prepare?.(lab);
       const image = placeGuestImage(imageDirectory(lab));
       const services = await composeLab({ lab, program: systemQemuProgram, ...more });
       const client = await connectLabTemporal(services);
@@ -152,7 +160,7 @@ export class MoveStage {
   spec(wish: GuestWish): VmSpec {
     const address = `198.18.1.${wish.octet}/24`;
     const { disk } = wish;
-    return specOf({
+    const spec = specOf({
       vm: vmName(wish.name), image: this.image,
       guest: {
         vcpuCount: wish.vcpuCount ?? 1, memoryBytes: (wish.memoryMib ?? 192) * mib, address,
@@ -162,6 +170,7 @@ export class MoveStage {
         diskBytes: disk?.sizeBytes ?? 0, ...(disk === undefined ? {} : { disk }),
       },
     });
+    return { ...spec, machineType: wish.machineType ?? spec.machineType };
   }
 
   /** Creates a guest and waits until it answers from outside. */
@@ -389,9 +398,11 @@ export class StageGuest {
   /** A whole move under a load, with all that has to be true afterwards. */
   async moveAndExpect(options: {
     readonly load?: GuestLoad; readonly policy?: Partial<MigrationPolicy>;
+    /** Absent: the other one of the first two hosts. */
+    readonly target?: LabHost;
   } = {}): Promise<Extract<MigrationOutcome, { kind: 'completed' }>> {
     const before = await this.begin(options.load);
-    const target = await this.otherHost();
+    const target = options.target ?? await this.otherHost();
     const move = await this.stage.move({
       vm: this.vm, target: target.name, ...(options.policy === undefined ? {} : {
         policy: options.policy }),

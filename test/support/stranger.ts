@@ -20,6 +20,8 @@ interface Papers {
   readonly keyPath: string;
 }
 export interface StrangerOrder {
+  /** User and group to knock as; absent: root. */
+  readonly uid?: number;
   readonly doors: readonly Door[];
   readonly knocks: readonly Knock[];
 }
@@ -70,7 +72,12 @@ async function knockOn(door: Door, knock: Knock): Promise<Answer> {
 }
 
 if (import.meta.main) {
-  const { doors, knocks } = JSON.parse(process.argv[2] ?? '') as StrangerOrder;
+  const { doors, knocks, uid } = JSON.parse(process.argv[2] ?? '') as StrangerOrder;
+  if (uid !== undefined) {
+    process.setgroups?.([]);
+    process.setgid?.(uid);
+    process.setuid?.(uid);
+  }
   const answers = await Promise.all(doors.flatMap((door) => knocks.map((knock) =>
     knockOn(door, knock))));
   for (const answer of answers) process.stdout.write(`${JSON.stringify(answer)}\n`);
