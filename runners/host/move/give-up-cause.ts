@@ -1,5 +1,6 @@
 /** Which of several reasons a move that is given up before STOP is called by. */
-import { CodedError, type FailureReport } from '../../../contracts/failures.ts';
+import { CodedError, failureReport, type FailureReport } from '../../../contracts/failures.ts';
+import type { SessionOutcome } from '../../../contracts/migration.ts';
 
 /** A target that gives up ends its VMM before it says why, ms. */
 const targetReasonMs = 2_000;
@@ -21,4 +22,14 @@ export async function giveUpCause(error: unknown, target: {
   }
   const told = target.told();
   return told === null ? coded : new CodedError(told.code, told.detail, coded);
+}
+
+/** How a move ended whose VM was never stopped: it runs on, unless it ended by itself. */
+export function outcomeBeforeStop({ code, detail }: CodedError): SessionOutcome {
+  if (code === 'migration/cancelled') return { kind: 'cancelled', by: detail.replace(/^by /, '') };
+  return {
+    kind: 'failed',
+    failure: failureReport(code, detail),
+    resumed: code !== 'vm/stopped-itself' && code !== 'vmm/gone',
+  };
 }

@@ -11,7 +11,7 @@ import type {
 import type { TransferRecord } from '../../../contracts/ownership.ts';
 import type { ConvergenceDecision } from '../../data-plane/sessions.ts';
 import { transferFigures } from './figures.ts';
-import { giveUpCause } from './give-up-cause.ts';
+import { giveUpCause, outcomeBeforeStop } from './give-up-cause.ts';
 import { proposeUntilAnswered, readEntry } from './ledger-steps.ts';
 import type { PeerMessage } from './peer-messages.ts';
 import type { PeerConversation, SourceMoveOptions } from './ports.ts';
@@ -214,15 +214,8 @@ export class SourceMove {
       sleep: (ms) => this.#options.world.sleep(ms),
     });
     await this.#undo();
-    if (coded.code === 'migration/cancelled') {
-      return { kind: 'cancelled', by: coded.detail.replace(/^by /, '') };
-    }
     this.#options.log.warn({ code: coded.code, detail: coded.detail }, 'the move is given up');
-    return {
-      kind: 'failed',
-      failure: failureReport(coded.code, coded.detail),
-      resumed: coded.code !== 'vm/stopped-itself' && coded.code !== 'vmm/gone',
-    };
+    return outcomeBeforeStop(coded);
   }
 
   async #undo(): Promise<void> {
