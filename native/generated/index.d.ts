@@ -26,6 +26,8 @@ export declare class NativeSource {
   waitConverged(): Promise<NativeDecision>
   finishMemory(postCopy: boolean): Promise<NativeFinishedMemory>
   servePostCopy(): Promise<NativeDigest>
+  /** As in sessions.ts. */
+  raiseDisks(epoch: number, timeoutMs: number): Promise<void>
   setBandwidth(bytesPerSecond: number): void
   setDowntimeBudget(budgetMs: number): void
   setPaused(paused: boolean): void
@@ -43,6 +45,8 @@ export declare class NativeSource {
 export declare class NativeTarget {
   waitMemoryIn(): Promise<NativeMemoryRecord>
   flushDisks(): Promise<void>
+  /** As in sessions.ts. */
+  raiseDisks(epoch: number, timeoutMs: number): Promise<void>
   waitWhole(): Promise<NativeDigest>
   snapshot(): NativeTargetSnapshot
   /** Cuts every lane as a broken link would; for tests. */

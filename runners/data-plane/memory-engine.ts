@@ -13,6 +13,9 @@ import type {
   SourceOptions, SourceSession, SourceSnapshot, TargetOptions, TargetSession, TargetSnapshot,
 } from './sessions.ts';
 
+/** An NBD server answers within ms; a raise that waits longer is repeated by its caller. */
+const drainTimeoutMs = 4_000;
+
 /** Messages of the addon are `code: detail`. */
 function toCoded(error: unknown): CodedError {
   const text = error instanceof Error ? error.message : String(error);
@@ -101,6 +104,10 @@ class NativeSourceSession implements SourceSession {
     guarded(() => this.#native.postCopyNow());
   }
 
+  raiseDisks(epoch: number): Promise<void> {
+    return guardedPromise(() => this.#native.raiseDisks(epoch, drainTimeoutMs));
+  }
+
   snapshot(): SourceSnapshot {
     return guarded(() => this.#native.snapshot() as SourceSnapshot);
   }
@@ -127,6 +134,10 @@ class NativeTargetSession implements TargetSession {
 
   flushDisks(): Promise<void> {
     return guardedPromise(() => this.#native.flushDisks());
+  }
+
+  raiseDisks(epoch: number): Promise<void> {
+    return guardedPromise(() => this.#native.raiseDisks(epoch, drainTimeoutMs));
   }
 
   waitWhole(): Promise<{ readonly digest: string }> {

@@ -165,6 +165,11 @@ export interface SourceSession {
   setDowntimeBudget(downtimeBudgetMs: Millis): void;
   pause(): void;
   resume(): void;
+  /**
+   * Cuts the disks' streams off if `epoch` is above theirs: the VM goes on here, what they still
+   * carry is nobody's. Waits for no answer of the target.
+   */
+  raiseDisks(epoch: number): Promise<void>;
   /** Asks for post-copy as soon as round 0 has ended; refused without consent (input/invalid). */
   postCopyNow(): void;
   snapshot(): SourceSnapshot;
@@ -180,6 +185,11 @@ export interface TargetSession {
   waitMemoryIn(): Promise<MemoryRecord>;
   /** Flushes every disk behind the gate. Failure: disk/mirror. */
   flushDisks(): Promise<void>;
+  /**
+   * Puts an epoch that is durable already in force: resolves when no write of a lower one can reach
+   * a disk any more. The VMM's exports have to be gone. Failures: ownership/refused, vmm/timeout.
+   */
+  raiseDisks(epoch: number): Promise<void>;
   /** Post-copy: every page is present and faults are off. Resolves at once when none is missing. */
   waitWhole(): Promise<{ readonly digest: string }>;
   snapshot(): TargetSnapshot;

@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -28,13 +29,18 @@ test('a raise is durable before it returns and survives a restart', async () => 
   await again.raise(7);
 });
 
-test('raise waits for lower writers and refuses new ones from its first moment', async () => {
+test('a raise is durable, then in force, then acknowledged', async () => {
   const gate = await EpochGate.open(path);
   let told = 0;
+  let durableWhenTold = 0;
+  const inForce = Promise.withResolvers<void>();
   const low = gate.enter({
     epoch: 1,
-    onRaised: () => {
+    onRaised: (epoch) => {
+      expect(epoch).toBe(2);
       told += 1;
+      durableWhenTold = (JSON.parse(readFileSync(path, 'utf8')) as { epoch: number }).epoch;
+      inForce.resolve();
     },
   });
   const high = gate.enter({
@@ -47,7 +53,8 @@ test('raise waits for lower writers and refuses new ones from its first moment',
   const raising = gate.raise(2).then(() => {
     raised = true;
   });
-  expect(told).toBe(1);
+  await inForce.promise;
+  expect([told, durableWhenTold]).toEqual([1, 2]);
   expect(low.valid).toBe(false);
   expect(() => gate.enter({ epoch: 1, onRaised: ignored })).toThrow(/ownership\/refused/);
   await new Promise((resolve) => {
@@ -59,6 +66,19 @@ test('raise waits for lower writers and refuses new ones from its first moment',
   await raising;
   expect(high.valid).toBe(true);
   expect(gate.epoch).toBe(2);
+});
+
+test('a raise that can not be made durable changes nothing', async () => {
+  const gate = await EpochGate.open(join(directory, 'gone', 'epoch.json'));
+  const writer = gate.enter({
+    epoch: 1,
+    onRaised: () => {
+      throw new Error('told of a gate that is not up');
+    },
+  });
+  await expect(gate.raise(2)).rejects.toThrow();
+  expect([gate.epoch, writer.valid]).toEqual([0, true]);
+  gate.enter({ epoch: 1, onRaised: ignored }).leave();
 });
 
 test('a drain that does not end says so, and repeating the raise goes on waiting', async () => {

@@ -23,24 +23,24 @@ export interface WritePass {
 
 interface Writer {
   readonly epoch: number;
-  readonly onRaised: () => void;
+  readonly onRaised: (epoch: number) => void;
 }
 
-/** The gate in front of one volume. One instance per file and process. */
+/** The gate in front of a VM's volumes. One instance per file and process. */
 export class EpochGate {
   readonly #path: string;
   readonly #writers = new Set<Writer>();
   readonly #left = new Set<() => void>();
-  /** Highest epoch that somebody asked for: lower writers are refused from that moment. */
-  #barrier: number;
-  /** Epoch in the file. */
+  /** Highest epoch that somebody asked for: no lower one is raised to any more. */
+  #asked: number;
+  /** Epoch in the file, and in force: lower writers are refused. */
   #epoch: number;
   #turn: Promise<unknown> = Promise.resolve();
 
   private constructor(path: string, epoch: number) {
     this.#path = path;
     this.#epoch = epoch;
-    this.#barrier = epoch;
+    this.#asked = epoch;
   }
 
   /**
@@ -58,17 +58,21 @@ export class EpochGate {
   }
 
   /**
-   * Registers a writer. `onRaised` is called once when the gate goes above its epoch: it must stop
-   * queueing, finish or drop what is in flight, and `leave`. Failure: ownership/refused.
+   * Registers a writer. `onRaised` is called once with the new epoch when the gate goes above the
+   * writer's: it must stop queueing, finish or drop what is in flight, and `leave`. Failure:
+   * ownership/refused.
    */
-  enter(options: { readonly epoch: number; readonly onRaised: () => void }): WritePass {
+  enter(options: {
+    readonly epoch: number;
+    readonly onRaised: (epoch: number) => void;
+  }): WritePass {
     const { epoch } = options;
-    if (!Number.isSafeInteger(epoch) || epoch < this.#barrier) {
-      throw new CodedError('ownership/refused', `epoch ${epoch} at a gate of ${this.#barrier}`);
+    if (!Number.isSafeInteger(epoch) || epoch < this.#epoch) {
+      throw new CodedError('ownership/refused', `epoch ${epoch} at a gate of ${this.#epoch}`);
     }
     const writer: Writer = { epoch, onRaised: options.onRaised };
     this.#writers.add(writer);
-    const isValid = (): boolean => this.#writers.has(writer) && epoch >= this.#barrier;
+    const isValid = (): boolean => this.#writers.has(writer) && epoch >= this.#epoch;
     return {
       epoch,
       get valid() {
@@ -82,29 +86,27 @@ export class EpochGate {
   }
 
   /**
-   * Raises the gate durably and drains lower writers. The same epoch again is no change, but waits
-   * for stragglers too, so a caller may repeat after vmm/timeout: the gate is up already then.
+   * Raises the gate: the file first, then in force, and it resolves when no lower writer is left.
+   * The same epoch again is no change, but waits for stragglers too, so a caller may repeat after
+   * vmm/timeout: the gate is up already then. When the file can't be written nothing has changed.
    * Failure: ownership/refused for a lower epoch; vmm/timeout.
    */
   async raise(epoch: number, options: { readonly drainTimeoutMs?: number } = {}): Promise<void> {
-    if (!Number.isSafeInteger(epoch) || epoch < this.#barrier) {
-      throw new CodedError('ownership/refused', `epoch ${epoch} at a gate of ${this.#barrier}`);
+    if (!Number.isSafeInteger(epoch) || epoch < this.#asked) {
+      throw new CodedError('ownership/refused', `epoch ${epoch} at a gate of ${this.#asked}`);
     }
-    const raised = epoch > this.#barrier;
-    this.#barrier = epoch;
-    if (raised) {
-      for (const writer of this.#writers) if (writer.epoch < epoch) writer.onRaised();
-    }
-    const written = this.#turn.then(async () => {
-      if (epoch <= this.#epoch) return;
-      await writeDurably(this.#path, `${JSON.stringify({ version: 1, epoch })}\n`);
-      this.#epoch = epoch;
-    });
+    this.#asked = epoch;
+    const written = this.#turn.then(() => this.#enforce(epoch));
     this.#turn = written.catch(() => undefined);
-    await Promise.all([
-      written,
-      this.#drained(epoch, options.drainTimeoutMs ?? drainTimeoutMsDefault),
-    ]);
+    await written;
+    await this.#drained(epoch, options.drainTimeoutMs ?? drainTimeoutMsDefault);
+  }
+
+  async #enforce(epoch: number): Promise<void> {
+    if (epoch <= this.#epoch) return;
+    await writeDurably(this.#path, `${JSON.stringify({ version: 1, epoch })}\n`);
+    this.#epoch = epoch;
+    for (const writer of this.#writers) if (writer.epoch < epoch) writer.onRaised(epoch);
   }
 
   #drained(epoch: number, timeoutMs: number): Promise<void> {

@@ -164,9 +164,10 @@ impl NbdGate {
     }
 
     /// Refuses every writer below `epoch` from now on, and returns once none of their writes is in
-    /// flight or queued. Make the epoch durable first ([`crate::EpochFile`]). The gate is raised
-    /// even when this fails: with `Deadline` (repeat it), or with `NotConnected` when the server
-    /// went away with writes that it never answered (remove its export, then `settle_lost`).
+    /// flight or queued. Make the epoch durable first. The gate is raised even when this fails:
+    /// with `Deadline` (repeat it), or with `NotConnected` when the server went away with writes
+    /// that it never answered (remove its export, then `settle_lost`). A tap cuts its writers and
+    /// waits for nothing: what became of their writes is the matter of the gate at the target.
     pub fn raise(&self, epoch: u64, timeout: Duration) -> Result<(), GateError> {
         self.0.raise(epoch, Instant::now() + timeout)
     }
@@ -507,6 +508,12 @@ impl Shared {
         // Their clients may say nothing more, and must not hold up the answers by not reading.
         for one in books.connections.values().filter(|one| one.epoch < epoch) {
             (one.cut_client)();
+        }
+        if !self.options.keeps_server {
+            books.retain(|one| one.epoch >= epoch);
+            drop(books);
+            self.changed.notify_all();
+            return Ok(());
         }
         // A request whose last piece was held back can't be applied: the server waits for it, and
         // finds the end of the stream instead. Only answers prove the others.

@@ -3,7 +3,8 @@
 //! A mirror job at the source writes over NBD into the target's image. This crate stands in
 //! between: it follows the protocol in both directions, counts the writes (that is ioSequence),
 //! asks the server to flush without the client's help, and refuses every write whose epoch is
-//! lower than the gate's. It leaves the sockets, the lanes and the mirror to others.
+//! lower than the gate's. It leaves the sockets, the lanes and the mirror to others, and so the
+//! epoch's durability: a file beside the disk holds it before `raise` is called.
 //!
 //! ```text
 //!   mirror ─ unix ─► NbdGate as a tap ─ lane ─► NbdGate as the gate ─ unix ─► NBD server
@@ -11,7 +12,6 @@
 //! ```
 
 mod books;
-mod epoch_file;
 mod error;
 mod gate;
 mod negotiation;
@@ -19,6 +19,5 @@ mod protocol;
 mod replies;
 mod requests;
 
-pub use epoch_file::EpochFile;
 pub use error::GateError;
 pub use gate::{Flushed, GateCounts, GateOptions, NbdGate, Stream};

@@ -1,6 +1,7 @@
 //! Numbers, credentials and errors on their way between JavaScript and `session`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use napi::{Error, Result, Status};
 use napi_derive::napi;
@@ -64,6 +65,15 @@ pub(crate) fn millis(value: f64, what: &str) -> Result<f64> {
         return Ok(value);
     }
     Err(invalid(&format!("{what} must be a finite number of at least 0, got {value}")))
+}
+
+/// A time-out: milliseconds, at most a day.
+pub(crate) fn timeout(value: f64, what: &str) -> Result<Duration> {
+    const DAY_MS: f64 = 86_400_000.0;
+    if millis(value, what)? <= DAY_MS {
+        return Ok(Duration::from_micros((value * 1000.0) as u64));
+    }
+    Err(invalid(&format!("{what} is more than a day: {value}")))
 }
 
 pub(crate) fn digest_hex(digest: u128) -> String {

@@ -15,8 +15,8 @@ use novacron_transport::tls::{Connector, SocketOptions};
 use novacron_transport::PeerIdentity;
 
 use crate::convert::{
-    NativeFailure, NativeTls, closed, credentials, digest_hex, invalid, millis, small, to_error,
-    whole,
+    NativeFailure, NativeTls, closed, credentials, digest_hex, invalid, millis, small, timeout,
+    to_error, whole,
 };
 use crate::promise::promise;
 
@@ -235,6 +235,22 @@ impl NativeSource {
         promise::<NativeDigest>(env, |settle| {
             let to_digest = |digest| NativeDigest { digest: digest_hex(digest) };
             session.serve_post_copy().tell(move |answer| settle(answer.map(to_digest)));
+            Ok(())
+        })
+    }
+
+    /// As in sessions.ts.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn raise_disks<'env>(
+        &self,
+        env: &'env Env,
+        epoch: f64,
+        timeout_ms: f64,
+    ) -> Result<Object<'env>> {
+        let session = self.session()?;
+        let (epoch, timeout) = (whole(epoch, "epoch")?, timeout(timeout_ms, "timeoutMs")?);
+        promise(env, |settle| {
+            session.raise_disks(epoch, timeout, settle);
             Ok(())
         })
     }

@@ -12,7 +12,8 @@ use novacron_session::{
 use novacron_transport::tls::{Acceptor, AcceptorOptions};
 
 use crate::convert::{
-    NativeFailure, NativeTls, closed, credentials, digest_hex, invalid, small, to_error, whole,
+    NativeFailure, NativeTls, closed, credentials, digest_hex, invalid, small, timeout,
+    to_error, whole,
 };
 use crate::promise::promise;
 use crate::source::{NativeDigest, format_address};
@@ -179,6 +180,22 @@ impl NativeTarget {
         let session = self.session()?;
         promise::<()>(env, |settle| {
             session.flush_disks(settle);
+            Ok(())
+        })
+    }
+
+    /// As in sessions.ts.
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn raise_disks<'env>(
+        &self,
+        env: &'env Env,
+        epoch: f64,
+        timeout_ms: f64,
+    ) -> Result<Object<'env>> {
+        let session = self.session()?;
+        let (epoch, timeout) = (whole(epoch, "epoch")?, timeout(timeout_ms, "timeoutMs")?);
+        promise(env, |settle| {
+            session.raise_disks(epoch, timeout, settle);
             Ok(())
         })
     }

@@ -1,7 +1,7 @@
 //! The disks of a move: a gate each, between a unix socket here and a lane.
 
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use novacron_disk::{GateError, GateOptions, NbdGate, Stream};
 use novacron_transport::Lane;
@@ -14,6 +14,7 @@ const FLUSH_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Counts, and at the target flushes and fences, what the mirrors write.
 pub(crate) struct Disks {
     gates: Vec<NbdGate>,
+    /// Of the streams: a gate that was raised above it lets none of them pass.
     epoch: u64,
 }
 
@@ -68,9 +69,43 @@ impl Disks {
         Ok(())
     }
 
+    /// Refuses the streams of this session from now on if `epoch` is above theirs, and returns once
+    /// none of their writes can reach a disk. The VMM's exports are gone by then, so a write that
+    /// it never answered is no danger. All gates are raised before any is waited for; all are up
+    /// even when this fails.
+    pub(crate) fn raise(&self, epoch: u64, timeout: Duration) -> Result<(), Failure> {
+        let until = Instant::now() + timeout;
+        let mut outcome = Ok(());
+        // First without waiting: one disk that hangs must not leave another one open.
+        for wait in [false, true] {
+            for (index, gate) in self.gates.iter().enumerate() {
+                let left = if wait { until.saturating_duration_since(Instant::now()) } else { Duration::ZERO };
+                let raised = gate.raise(epoch, left);
+                if wait && outcome.is_ok() {
+                    outcome = raised.or_else(|error| settled(gate, index, &error));
+                }
+            }
+        }
+        outcome
+    }
+
     pub(crate) fn close(&self) {
         self.gates.iter().for_each(NbdGate::close);
     }
+}
+
+/// What of a raise that did not succeed is a failure.
+fn settled(gate: &NbdGate, index: usize, error: &GateError) -> Result<(), Failure> {
+    let code = match error {
+        GateError::NotConnected => {
+            gate.settle_lost();
+            return Ok(());
+        }
+        GateError::Fenced { .. } => FailureCode::OwnershipRefused,
+        GateError::Deadline => FailureCode::VmmTimeout,
+        _ => FailureCode::DiskMirror,
+    };
+    Err(Failure::new(code, format!("raising the gate of disk {index}: {error}")))
 }
 
 fn lane_stream(lane: Lane) -> Stream {

@@ -19,6 +19,8 @@ pub enum FailureCode {
     DiskMirror,
     /// The memory file system of the target is full.
     PreflightMemory,
+    OwnershipRefused,
+    VmmTimeout,
     Internal,
 }
 
@@ -35,6 +37,8 @@ impl FailureCode {
             Self::MigrationCancelled => "migration/cancelled",
             Self::DiskMirror => "disk/mirror",
             Self::PreflightMemory => "preflight/memory",
+            Self::OwnershipRefused => "ownership/refused",
+            Self::VmmTimeout => "vmm/timeout",
             Self::Internal => "internal",
         }
     }

@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,10 +39,17 @@ impl TunnelFigures {
     }
 }
 
-/// A unix socket of ours; its path goes when it is dropped.
+/// A unix socket of ours; its path goes when it is dropped, unless it is another's by then: the next
+/// session of the VM may have made its own there while our thread was still ending.
 pub(crate) struct SocketListener {
     listener: UnixListener,
     path: PathBuf,
+    /// Device and inode of our socket.
+    made: Option<(u64, u64)>,
+}
+
+fn inode_at(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|seen| (seen.dev(), seen.ino()))
 }
 
 /// Makes a unix socket that only `uid` (or this process) may connect to.
@@ -64,7 +71,7 @@ pub(crate) fn listen(path: &Path, uid: Option<u32>) -> Result<SocketListener, Fa
         std::os::unix::fs::chown(path, Some(uid), None)
             .map_err(|error| failed("giving away the socket", error))?;
     }
-    Ok(SocketListener { listener, path: path.to_owned() })
+    Ok(SocketListener { listener, path: path.to_owned(), made: inode_at(path) })
 }
 
 impl SocketListener {
@@ -93,8 +100,10 @@ impl SocketListener {
 
 impl Drop for SocketListener {
     fn drop(&mut self) {
-        // It may be gone already, together with its directory.
-        let _ = fs::remove_file(&self.path);
+        if self.made.is_some() && inode_at(&self.path) == self.made {
+            // It may be gone already, together with its directory.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 

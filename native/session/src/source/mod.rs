@@ -386,6 +386,18 @@ impl SourceSession {
         Ok(())
     }
 
+    /// Lets no write of this session's epoch pass to the target from now on if `epoch` is above it:
+    /// the VM goes on here, and what its old stream still carries is nobody's.
+    pub fn raise_disks(
+        &self,
+        epoch: u64,
+        timeout: Duration,
+        done: impl FnOnce(Result<(), Failure>) + Send + 'static,
+    ) {
+        let shared = self.shared.clone();
+        in_thread("raise", move || shared.disks.raise(epoch, timeout), done);
+    }
+
     pub fn snapshot(&self) -> SourceSnapshot {
         snapshot::take(&self.shared, *lock(&self.aborted))
     }
@@ -454,6 +466,25 @@ pub(crate) fn start(
         .name(name.to_owned())
         .spawn(body)
         .map_err(|error| Failure::new(FailureCode::EngineFailed, format!("no thread: {error}")))
+}
+
+/// Runs `work` in a thread of its own and tells `done` how it ended, also when there is no thread.
+pub(crate) fn in_thread(
+    name: &str,
+    work: impl FnOnce() -> Result<(), Failure> + Send + 'static,
+    done: impl FnOnce(Result<(), Failure>) + Send + 'static,
+) {
+    let done = Arc::new(Mutex::new(Some(done)));
+    let tell = done.clone();
+    let started = start(name, move || {
+        let outcome = work();
+        if let Some(done) = lock(&tell).take() {
+            done(outcome);
+        }
+    });
+    if let Err(failure) = started && let Some(done) = lock(&done).take() {
+        done(Err(failure));
+    }
 }
 
 /// Holds a lane open for QEMU's device state, and relays it when QEMU connects.

@@ -21,7 +21,7 @@ use crate::disks::Disks;
 use crate::failure::{Failure, FailureCode};
 use crate::frames::send_now;
 use crate::page_bits::PageBits;
-use crate::source::start;
+use crate::source::{in_thread, start};
 use crate::tunnel::{self, TunnelFigures};
 use crate::wire::Wire;
 use faults::{FaultServer, Prepared};
@@ -261,17 +261,19 @@ impl TargetSession {
     /// Flushes every disk behind its gate.
     pub fn flush_disks(&self, done: impl FnOnce(Result<(), Failure>) + Send + 'static) {
         let shared = self.shared.clone();
-        let done = Arc::new(Mutex::new(Some(done)));
-        let settle = done.clone();
-        let flushing = start("flush", move || {
-            let flushed = shared.disks.flush();
-            if let Some(done) = lock(&settle).take() {
-                done(flushed);
-            }
-        });
-        if let Err(failure) = flushing && let Some(done) = lock(&done).take() {
-            done(Err(failure));
-        }
+        in_thread("flush", move || shared.disks.flush(), done);
+    }
+
+    /// Lets no write of an epoch below `epoch` pass to any disk from now on; `done` when none is on
+    /// its way any more. The VMM's exports must be gone. Repeating it waits for stragglers again.
+    pub fn raise_disks(
+        &self,
+        epoch: u64,
+        timeout: Duration,
+        done: impl FnOnce(Result<(), Failure>) + Send + 'static,
+    ) {
+        let shared = self.shared.clone();
+        in_thread("raise", move || shared.disks.raise(epoch, timeout), done);
     }
 
     pub fn snapshot(&self) -> TargetSnapshot {
