@@ -123,6 +123,15 @@ export interface HostEntry {
   readonly changedAtMs: number;
 }
 
+/** A host as the ledger answers it: its entry, and whether its runner is heard from. */
+export interface HostView extends HostEntry {
+  /**
+   * Since its runner last proposed anything, which it does every timing.leaseRenewEveryMs, or since
+   * the ledger's process started, if that is later; by the ledger's steady clock, ms.
+   */
+  readonly silentForMs: number;
+}
+
 /** Why the ledger refused; `retry` means that a later state may accept the same event. */
 export interface Refusal {
   readonly accepted: false;
@@ -139,6 +148,8 @@ export interface Acceptance {
   readonly changed: boolean;
   readonly index: number;
   readonly entry: VmEntry | null;
+  /** Of a renewal: how long the lease is, from the moment at which the host asked for it. */
+  readonly leaseTtlMs?: number;
 }
 export type Verdict = Acceptance | Refusal;
 
@@ -158,7 +169,7 @@ export interface Ledger {
   /** Linearizable read; null for a VM that never was or is deleted. */
   readVm(vm: VmName): Promise<VmEntry | null>;
   listVms(): Promise<readonly VmEntry[]>;
-  listHosts(): Promise<readonly HostEntry[]>;
+  listHosts(): Promise<readonly HostView[]>;
   migrationEnd(migration: MigrationId): Promise<MigrationEnd | null>;
   /** Follows the entry of a VM: first the present one, then each change, until aborted. */
   watchVm(vm: VmName, signal: StopSignal): AsyncIterable<VmEntry | null>;

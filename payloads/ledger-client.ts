@@ -7,7 +7,7 @@
 import type { TLSSocket } from 'node:tls';
 import { CodedError } from '../contracts/failures.ts';
 import type {
-  HostEntry, Ledger, MigrationEnd, Verdict, VmEntry,
+  HostView, Ledger, MigrationEnd, Verdict, VmEntry,
 } from '../contracts/ownership.ts';
 import { EntryQueue } from './entry-queue.ts';
 import { FrameDecoder, encodeFrame } from './json-frames.ts';
@@ -62,7 +62,7 @@ const ledgerOf = (client: LedgerClient): Ledger => ({
     await client.ask({ op: 'propose', events }) as readonly Verdict[],
   readVm: async (vm) => (await client.ask({ op: 'read-vm', vm }))[0] as VmEntry | null,
   listVms: async () => await client.ask({ op: 'list-vms' }) as VmEntry[],
-  listHosts: async () => await client.ask({ op: 'list-hosts' }) as HostEntry[],
+  listHosts: async () => await client.ask({ op: 'list-hosts' }) as HostView[],
   migrationEnd: async (migration) =>
     (await client.ask({ op: 'migration-end', migration }))[0] as MigrationEnd | null,
   watchVm: (vm, signal) => client.watch(vm, (onEnd) => new EntryQueue(signal, onEnd)),

@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
-import { configPathOf, hostConfig, loadConfig } from './config.ts';
+import { configPathOf, hostConfig, ledgerConfig, loadConfig } from './config.ts';
 
 const dir = mkdtempSync(join(tmpdir(), 'novacron-config-'));
 afterAll(() => rmSync(dir, { recursive: true }));
@@ -68,5 +68,23 @@ describe('configPathOf', () => {
     expect(configPathOf({ argv: ['--config', 'a'], environment: { NOVACRON_CONFIG: 'b' } })).toBe('a');
     expect(configPathOf({ argv: [], environment: { NOVACRON_CONFIG: 'b' } })).toBe('b');
     expect(() => configPathOf({ argv: [], environment: {} })).toThrow(/--config FILE/);
+  });
+});
+
+describe('the length of leases', () => {
+  it('is the product\'s in production, and free in a lab', () => {
+    const check = (profile: 'lab' | 'production', leaseTtlMs: number | undefined) => {
+      const file = join(dir, 'ledger.json');
+      const tls = { certPath: '/c', keyPath: '/k', caPath: '/a' };
+      writeFileSync(file, JSON.stringify({
+        version: 1, profile, tls, revokedPath: '/r', metrics: null, stateDir: '/s', leaseTtlMs,
+        listen: { address: '127.0.0.1', port: 1 },
+      }));
+      return () => loadConfig({ path: file, schema: ledgerConfig }).leaseTtlMs;
+    };
+    expect(check('production', undefined)()).toBe(12_000);
+    expect(check('lab', 3_000)()).toBe(3_000);
+    expect(check('production', 3_000)).toThrow(/leaseTtlMs: another length is for the lab/);
+    expect(check('lab', 90_000)).toThrow(/leaseTtlMs/);
   });
 });

@@ -8,7 +8,7 @@ import { dirname, isAbsolute, join, resolve } from 'node:path';
 import { z } from 'zod';
 import { CodedError } from '../contracts/failures.ts';
 import { isHostName } from '../contracts/identity.ts';
-import { limits } from '../contracts/limits.ts';
+import { limits, timing } from '../contracts/limits.ts';
 import { temporalTarget } from '../payloads/temporal-connection.ts';
 
 /** A configuration is written by hand or by the lab; more than this is not one. */
@@ -87,6 +87,8 @@ export type HostConfig = z.infer<typeof hostConfig>;
 /** Ledger process. */
 export const ledgerConfig = z.strictObject({
   ...processFields, stateDir: path, listen: listener,
+  /** Length of leases, ms. Hosts learn it with each renewal; a guard believes at most a minute. */
+  leaseTtlMs: z.int().min(1_000).max(60_000).default(timing.leaseTtlMs),
 });
 export type LedgerConfig = z.infer<typeof ledgerConfig>;
 
@@ -135,8 +137,8 @@ function describeIssues(error: z.ZodError): string {
 /** The checks that single fields can't make; answers problems. */
 function productionProblems(config: object): string[] {
   const {
-    profile, temporal: server, payloadKeysPath, holdDirectory,
-  } = config as Partial<HostConfig>;
+    profile, temporal: server, payloadKeysPath, holdDirectory, leaseTtlMs,
+  } = config as Partial<HostConfig & LedgerConfig>;
   if (profile !== 'production') return [];
   return [
     ...(server?.tls === null
@@ -145,6 +147,10 @@ function productionProblems(config: object): string[] {
       ? ['payloadKeysPath: null is for the lab; write the path of the keys'] : []),
     ...(typeof holdDirectory === 'string'
       ? ['holdDirectory: it is for the lab; remove it'] : []),
+    // A ledger that starts with shorter leases than hosts still hold would give VMs away too early.
+    ...(leaseTtlMs !== undefined && leaseTtlMs !== timing.leaseTtlMs
+      ? [`leaseTtlMs: another length is for the lab; write ${timing.leaseTtlMs} or leave it out`]
+      : []),
   ];
 }
 

@@ -7,7 +7,7 @@ import type { Logger } from 'pino';
 import { CodedError } from '../../contracts/failures.ts';
 import type { Identity, MigrationId, VmName } from '../../contracts/identity.ts';
 import type {
-  HostEntry, LedgerEvent, MigrationEnd, Verdict, VmEntry,
+  HostView, LedgerEvent, MigrationEnd, Verdict, VmEntry,
 } from '../../contracts/ownership.ts';
 import { DurableLog } from '../group/ledger-log/durable-log.ts';
 import type { LogStorage } from '../group/ledger-log/log-storage.ts';
@@ -27,6 +27,8 @@ export interface CoreOptions {
   readonly logger: Logger;
   readonly now?: () => Moment;
   readonly segmentBytesMax?: number;
+  /** Length of leases; default timing.leaseTtlMs. */
+  readonly leaseTtlMs?: number;
   /** Called once when the disk failed in a way that leaves unknown what is durable. */
   readonly onBroken?: (error: Error) => void;
 }
@@ -60,6 +62,9 @@ export class LedgerCore {
   private readonly now: () => Moment;
   private readonly waiting: Waiting[] = [];
   private readonly listeners = new Map<VmName, Set<VmListener>>();
+  /** When each host last proposed anything, on the steady clock. */
+  private readonly heardAtMs = new Map<string, number>();
+  private readonly openedAtMs: number;
   private turning: Promise<void> | null = null;
   private closed = false;
 
@@ -67,6 +72,7 @@ export class LedgerCore {
     this.log = log;
     this.options = options;
     this.now = options.now ?? systemMoment;
+    this.openedAtMs = this.now().steadyMs;
   }
 
   /** Loads the log; every lease counts as renewed now. Throws `internal` on a damaged log. */
@@ -91,6 +97,7 @@ export class LedgerCore {
     if (this.waiting.length >= waitingProposalsMax) {
       return Promise.reject(new CodedError('ownership/unreachable', 'too many proposals wait'));
     }
+    if (proposer.role === 'host') this.heardAtMs.set(proposer.name, this.now().steadyMs);
     const { promise, resolve, reject } = Promise.withResolvers<readonly Verdict[]>();
     this.waiting.push({ events, proposer, resolve, reject });
     this.turning ??= this.turn();
@@ -152,7 +159,10 @@ export class LedgerCore {
     const verdicts: Verdict[] = [];
     for (const event of events) {
       const now = this.now();
-      const { verdict, change } = decide(pending, event, { proposer, now, checks: ed25519Checks });
+      const { verdict, change } = decide(pending, event, {
+        proposer, now, checks: ed25519Checks,
+        ...(this.options.leaseTtlMs === undefined ? {} : { leaseTtlMs: this.options.leaseTtlMs }),
+      });
       this.figures.proposals += 1;
       verdicts.push(verdict);
       if (!verdict.accepted) {
@@ -199,9 +209,13 @@ export class LedgerCore {
     this.assertReadable();
     return [...this.state.vms.values()].map(visibleEntry).filter((entry) => entry !== null);
   }
-  listHosts(): readonly HostEntry[] {
+  listHosts(): readonly HostView[] {
     this.assertReadable();
-    return [...this.state.hosts.values()];
+    const { steadyMs } = this.now();
+    return [...this.state.hosts.values()].map((entry) => {
+      const heardAtMs = this.heardAtMs.get(entry.facts.name) ?? this.openedAtMs;
+      return { ...entry, silentForMs: Math.max(0, Math.round(steadyMs - heardAtMs)) };
+    });
   }
   /** Null while it is open (also between commit and settle) or was never heard of. */
   migrationEnd(migration: MigrationId): MigrationEnd | null {

@@ -74,7 +74,9 @@ async function serve(configPath: string): Promise<number> {
   const unlock = await lockDirectory(config.stateDir);
   const ended = Promise.withResolvers<number>();
   try {
-    const core = await LedgerCore.open({ storage, logger, onBroken: () => ended.resolve(1) });
+    const core = await LedgerCore.open({
+      storage, logger, leaseTtlMs: config.leaseTtlMs, onBroken: () => ended.resolve(1),
+    });
     const revoked = openRevocationList({
       path: config.revokedPath, caPath: config.tls.caPath,
       onProblem: (err) => logger.error({ err }, 'the revocation list can not be read'),

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { vmName } from '../../contracts/identity.ts';
+import { timing } from '../../contracts/limits.ts';
 import type { LedgerEvent, VmEntry } from '../../contracts/ownership.ts';
 import { openLocalLedger } from '../../runners/ledger/local-ledger.ts';
 import {
@@ -55,6 +56,24 @@ for (const [name, open] of Object.entries(forms)) {
       expect((await a().listVms()).map((one) => one.vm)).toEqual([vm]);
       expect((await a().listHosts()).map(({ facts }) => facts.name)).toEqual([hostA, hostB]);
       expect(await a().migrationEnd(m)).toBeNull();
+    });
+
+    test('says how long a lease is, and since when a host is silent', async () => {
+      const [renewed, again] = await a().propose([
+        { kind: 'renew', vm, epoch: 1 }, { kind: 'desire', vm, epoch: 1, desired: 'stopped' },
+      ]);
+      expect(renewed).toMatchObject({ accepted: true, leaseTtlMs: timing.leaseTtlMs });
+      expect(again).not.toHaveProperty('leaseTtlMs');
+      await as(control).propose([{ kind: 'desire', vm, epoch: 1, desired: 'running' }]);
+      const silence = async (host: string): Promise<number> =>
+        (await as(control).listHosts()).find(({ facts }) => facts.name === host)?.silentForMs ?? -1;
+      const before = await silence(hostB);
+      await vi.waitFor(async () => expect(await silence(hostB)).toBeGreaterThan(before));
+      // Whatever a host proposes is its sign of life.
+      await vi.waitFor(async () => {
+        await a().propose([{ kind: 'renew', vm, epoch: 1 }]);
+        expect(await silence(hostA)).toBeLessThan(await silence(hostB));
+      });
     });
 
     test('refuses by role, and the first refusal stops the batch', async () => {

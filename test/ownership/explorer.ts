@@ -93,7 +93,7 @@ function viewOf(world: World): LedgerView {
     vm: () => world.record,
     host: (name) => hostEntries.get(name),
     ended: (id) => world.ended[moveIds.indexOf(id)] ?? undefined,
-    leaseRenewedAtMs: () => (lease === 'exp' ? nowMs - leaseOutAfterMs - 1 : nowMs),
+    leaseRenewedAtMs: () => (lease === 'exp' ? nowMs - leaseOutAfterMs() - 1 : nowMs),
   };
 }
 

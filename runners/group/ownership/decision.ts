@@ -12,6 +12,8 @@ export interface Circumstances {
   readonly proposer: Identity;
   readonly now: Moment;
   readonly checks: SignatureChecks;
+  /** Length of leases; timing.leaseTtlMs unless a lab wants shorter ones. */
+  readonly leaseTtlMs?: number;
 }
 
 /** `change` is null for a refusal and for a repeat. */

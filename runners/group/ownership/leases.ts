@@ -5,10 +5,12 @@
 import { timing } from '../../../contracts/limits.ts';
 
 /** How long after the last renewal the ledger may give a VM away: TTL x (1 + rho) + margin. */
-export const leaseOutAfterMs =
-  timing.leaseTtlMs * (1 + timing.leaseClockRho) + timing.leaseMarginMs;
+export const leaseOutAfterMs = (ttlMs: number = timing.leaseTtlMs): number =>
+  ttlMs * (1 + timing.leaseClockRho) + timing.leaseMarginMs;
 
 /** True when no host with a working guard can still act on a lease renewed at `renewedAtMs`. */
 export const leaseRunOut = (
-  { renewedAtMs, nowMs }: { readonly renewedAtMs: number; readonly nowMs: number },
-): boolean => nowMs - renewedAtMs > leaseOutAfterMs;
+  { renewedAtMs, nowMs, ttlMs }: {
+    readonly renewedAtMs: number; readonly nowMs: number; readonly ttlMs?: number | undefined;
+  },
+): boolean => nowMs - renewedAtMs > leaseOutAfterMs(ttlMs);

@@ -3,11 +3,12 @@
  * A start is an entry of the log, so that no revert can resume memory that has gone on elsewhere.
  */
 import type { Incarnation } from '../../../contracts/identity.ts';
+import { timing } from '../../../contracts/limits.ts';
 import type { LedgerEvent } from '../../../contracts/ownership.ts';
 import type { Circumstances, Decision, VmCase } from './decision.ts';
 import {
   causeText, changedRecord, decided, endMove, leaseFrom, nextEpoch, proposingHost, refused,
-  repeated, wrongEpoch, wrongRole,
+  repeated, visibleEntry, wrongEpoch, wrongRole,
 } from './decision.ts';
 import { leaseRunOut } from './leases.ts';
 import { canonicalJson } from './signing.ts';
@@ -201,7 +202,7 @@ export function decideFailover(context: VmCase<Of<'failover'>>): Decision {
   const fenced = event.fenceProof !== null && event.fenceProof.trim() !== '';
   const renewedAtMs = view.leaseRenewedAtMs(event.vm);
   const leaseOut = entry.spec.failover === 'automatic'
-    && leaseRunOut({ renewedAtMs, nowMs: now.steadyMs });
+    && leaseRunOut({ renewedAtMs, nowMs: now.steadyMs, ttlMs: context.leaseTtlMs });
   if (!fenced && !leaseOut) {
     const why = entry.spec.failover === 'automatic'
       ? `the lease of ${entry.owner} has not run out` : 'its owner holds no lease that binds it';
@@ -229,7 +230,10 @@ export function decideRenew(context: VmCase<Of<'renew'>>): Decision {
   }
   if (record.entry.epoch !== event.epoch) return wrongEpoch(record, event.epoch);
   return {
-    ...repeated(view, record),
+    verdict: {
+      accepted: true, changed: false, index: view.index, entry: visibleEntry(record),
+      leaseTtlMs: context.leaseTtlMs ?? timing.leaseTtlMs,
+    },
     change: { vm: null, host: null, ended: null, lease: leaseFrom(event.vm, now) },
   };
 }
