@@ -3,7 +3,8 @@
  * ledger's entry and the move's view; the ledger decides, the view only adds what it knows.
  */
 import { parseMigrationId } from '../contracts/identity.ts';
-import type { MigrationEnd, VmEntry } from '../contracts/ownership.ts';
+import { timing } from '../contracts/limits.ts';
+import type { HostView, MigrationEnd, VmEntry } from '../contracts/ownership.ts';
 import type { MoveView } from './backend.ts';
 import { formatMillis } from './progress.ts';
 
@@ -20,10 +21,54 @@ export interface Explanation {
 const stay = (more: Partial<Explanation> & { state: string }): Explanation =>
   ({ waitsFor: null, on: null, sinceMs: null, because: [], nextCommand: null, ...more });
 
-/** What the ledger's entry alone says. */
-export function explainEntry(entry: VmEntry): Explanation {
+/** A host that the ledger does not hear any more. */
+export interface Silence {
+  readonly host: string;
+  readonly sinceMs: number;
+}
+
+/** Whether the ledger has missed a host for longer than a restart of its runner takes. */
+export function silenceOf(
+  { hosts, host, nowMs }: {
+    readonly hosts: readonly HostView[]; readonly host: string | null; readonly nowMs: number;
+  },
+): Silence | null {
+  const view = hosts.find(({ facts }) => facts.name === host);
+  return view === undefined || host === null || view.silentForMs <= timing.hostSilentMsMax
+    ? null : { host, sinceMs: nowMs - view.silentForMs };
+}
+
+/** What a VM's silent owner means for it: its disks are there, so nobody else may start it. */
+function explainSilence(entry: VmEntry, { host, sinceMs }: Silence): Explanation {
+  const { vm, diskHolder, epoch } = entry;
+  const heard = new Date(sinceMs).toISOString();
+  return {
+    state: `${vm} belongs to ${host}, epoch ${epoch}, which has not been heard from since ${heard}`,
+    waitsFor: 'its host to come back', on: host, sinceMs,
+    because: [
+      `its disks are local to ${diskHolder}: no other host can start it, and none will`,
+      entry.spec.failover === 'automatic'
+        ? 'its lease is over: if it still ran, its guard has paused it there'
+        : 'no lease binds it: it may still run there, unseen',
+      `power ${host} on, or start the runner there: systemctl start novacron-runner; `
+        + 'then it goes on, or is started again, by itself',
+      `last entry: ${entry.cause}`,
+    ],
+    nextCommand: `novacron host show ${host}`,
+  };
+}
+
+/** What the ledger's entry says, and the silence of its owner, if it is silent. */
+export function explainEntry(entry: VmEntry, silence: Silence | null = null): Explanation {
+  if (silence !== null && entry.phase === 'owned' && entry.desired === 'running') {
+    return explainSilence(entry, silence);
+  }
   const { vm, owner, target, epoch, lastStarted, migration, changedAtMs, quiesced, ready } = entry;
-  const because = [`last entry: ${entry.cause}`];
+  const because = [
+    ...(silence === null ? []
+      : [`${silence.host} has not been heard from since ${new Date(silence.sinceMs).toISOString()}`]),
+    `last entry: ${entry.cause}`,
+  ];
   const host = owner ?? 'nobody';
   const show = migration === null ? null : `novacron migration show ${migration}`;
   const waits = (state: string, waitsFor: string, on: string): Explanation =>
@@ -64,17 +109,19 @@ export function explainEntry(entry: VmEntry): Explanation {
 
 /** Adds what the running workflow knows to what the ledger says. */
 export function explainMove(
-  { migration, view, entry, end, silent }: {
+  { migration, view, entry, end, silent, silence = null }: {
     readonly migration: string; readonly view: MoveView | null; readonly entry: VmEntry | null;
     readonly end: MigrationEnd | null;
     /** Somebody who was asked did not answer: what is missing may be there. */
     readonly silent: boolean;
+    /** The owner, when the ledger does not hear it. */
+    readonly silence?: Silence | null;
   },
 ): Explanation {
   const vm = parseMigrationId(migration)?.vm ?? '?';
   const ledger = end === null ? [] : [`the ledger has it as ${end}`];
   if (view === null) {
-    const below = entry !== null ? explainEntry(entry) : silent
+    const below = entry !== null ? explainEntry(entry, silence) : silent
       ? stay({ state: `nothing can be said about ${migration}`, waitsFor: 'an answer',
         on: 'those named below', nextCommand: 'novacron doctor' })
       : stay({ state: `the ledger has ${vm} in no such move` });
@@ -84,6 +131,8 @@ export function explainMove(
   const { status, attempt, lastFailure } = view;
   const because = [
     ...ledger,
+    ...(silence === null ? []
+      : [`${silence.host} has not been heard from since ${new Date(silence.sinceMs).toISOString()}`]),
     ...(attempt > 1 ? [`the step is in attempt ${attempt}`] : []),
     ...(lastFailure === null ? [] : [`last failure: ${lastFailure}`]),
     ...(status.progress?.paused === true ? ['the copy is paused'] : []),

@@ -2,14 +2,20 @@
 import { join, resolve } from 'node:path';
 import type { Command } from 'commander';
 import { CodedError } from '../../contracts/failures.ts';
-import type { HostEntry } from '../../contracts/ownership.ts';
+import { timing } from '../../contracts/limits.ts';
+import type { HostView } from '../../contracts/ownership.ts';
 import { formatBytes } from '../../contracts/units.ts';
 import { enrolHost } from '../../payloads/enrolment.ts';
 import { readHostName } from '../context.ts';
 import type { Context } from '../context.ts';
 import { exitCodes } from '../exit-codes.ts';
+import { formatMillis } from '../progress.ts';
 import { table } from '../output.ts';
 import type { CommandResult } from '../output.ts';
+
+const isSilent = ({ silentForMs }: HostView): boolean => silentForMs > timing.hostSilentMsMax;
+const stateOf = (host: HostView): string =>
+  `${host.cordoned ? 'cordoned' : 'open'}${isSilent(host) ? ', silent' : ''}`;
 
 async function list(context: Context): Promise<CommandResult> {
   const ledger = await context.backend.ledger();
@@ -20,18 +26,19 @@ async function list(context: Context): Promise<CommandResult> {
     vms.filter(({ owner, phase }) => owner === host && phase !== 'absent').length;
   return {
     exitCode: exitCodes.ok,
-    fields: { hosts: hosts.map(({ facts, cordoned, joinedAtMs }) => ({ host: facts.name, cordoned,
-      joinedAtMs, vmCount: vmCount(facts.name), accelerator: facts.accelerator,
+    fields: { hosts: hosts.map(({ facts, cordoned, joinedAtMs, silentForMs }) => ({ host: facts.name,
+      cordoned, joinedAtMs, silentForMs, vmCount: vmCount(facts.name), accelerator: facts.accelerator,
       qemuVersion: facts.qemuVersion, memoryBytes: facts.memoryBytes })) },
     lines: hosts.length === 0 ? ['no hosts; see `novacron cert join-token`'] : table(
       ['HOST', 'STATE', 'VMS', 'MEMORY', 'QEMU', 'ACCEL', 'KERNEL', 'ADDRESS'],
-      hosts.map(({ facts, cordoned }) => [facts.name, cordoned ? 'cordoned' : 'open',
-        String(vmCount(facts.name)), formatBytes(facts.memoryBytes), facts.qemuVersion,
-        facts.accelerator, facts.kernelRelease, facts.migrationAddress])),
+      hosts.map((host) => [host.facts.name, stateOf(host),
+        String(vmCount(host.facts.name)), formatBytes(host.facts.memoryBytes),
+        host.facts.qemuVersion, host.facts.accelerator, host.facts.kernelRelease,
+        host.facts.migrationAddress])),
   };
 }
 
-async function findHost(context: Context, text: string): Promise<HostEntry> {
+async function findHost(context: Context, text: string): Promise<HostView> {
   const host = readHostName(text);
   const found = (await (await context.backend.ledger()).listHosts())
     .find(({ facts }) => facts.name === host);
@@ -40,16 +47,20 @@ async function findHost(context: Context, text: string): Promise<HostEntry> {
 }
 
 async function show(context: Context, text: string): Promise<CommandResult> {
-  const { facts, cordoned, joinedAtMs } = await findHost(context, text);
+  const host = await findHost(context, text);
+  const { facts, cordoned, joinedAtMs, silentForMs } = host;
   const vms = (await (await context.backend.ledger()).listVms())
     .filter(({ owner, phase }) => owner === facts.name && phase !== 'absent')
     .map(({ vm }) => vm);
   return {
     exitCode: exitCodes.ok,
-    fields: { host: facts.name, cordoned, joinedAtMs, vms, facts },
+    fields: { host: facts.name, cordoned, joinedAtMs, silentForMs, vms, facts },
     lines: [
       `${facts.name}: ${cordoned ? 'cordoned (takes no new VMs)' : 'open'}, `
         + `joined ${new Date(joinedAtMs).toISOString()}`,
+      ...(isSilent(host) ? [`  its runner has not been heard from for ${formatMillis(silentForMs)}; `
+        + 'its VMs wait for it: their disks are there. On the host: '
+        + 'systemctl status novacron-runner'] : []),
       `  ${formatBytes(facts.memoryBytes)} memory, ${formatBytes(facts.diskFreeBytes)} disk free, `
         + `QEMU ${facts.qemuVersion}, ${facts.accelerator}, Linux ${facts.kernelRelease}`,
       `  moves at ${facts.migrationAddress}: control ${facts.peerPort}, lanes ${facts.lanePort}`,

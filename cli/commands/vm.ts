@@ -10,30 +10,37 @@ import type { LifecycleOutcome } from '../../contracts/vm-lifecycle.ts';
 import type { LifecycleRequest } from '../../payloads/lifecycle-client.ts';
 import { readDurationMs, readHostName, readRequestId, readVmName } from '../context.ts';
 import type { Context } from '../context.ts';
-import { explainEntry } from '../explain.ts';
+import { explainEntry, explanationLines, silenceOf } from '../explain.ts';
+import type { Silence } from '../explain.ts';
 import { exitCodeOfFailure, exitCodes } from '../exit-codes.ts';
 import { failureLines, table } from '../output.ts';
 import type { CommandResult } from '../output.ts';
 
 /** What a person wants to know first: does it run, and if not, why not. */
-function stateOf(entry: VmEntry): string {
+function stateOf(entry: VmEntry, silence: Silence | null): string {
   if (entry.phase !== 'owned') return entry.phase;
   if (entry.desired === 'stopped') return 'stopped';
+  if (silence !== null) return 'host-silent';
   return entry.lastStarted === entry.epoch ? 'running' : 'starting';
 }
 
 async function list(context: Context): Promise<CommandResult> {
-  const entries = (await (await context.backend.ledger()).listVms())
+  const ledger = await context.backend.ledger();
+  const [all, hosts] = await Promise.all([ledger.listVms(), ledger.listHosts()]);
+  const nowMs = context.world.now();
+  const state = (entry: VmEntry): string =>
+    stateOf(entry, silenceOf({ hosts, host: entry.owner, nowMs }));
+  const entries = all
     .filter(({ phase }) => phase !== 'absent')
     .toSorted((a, b) => a.vm.localeCompare(b.vm));
   return {
     exitCode: exitCodes.ok,
-    fields: { vms: entries.map((entry) => ({ vm: entry.vm, state: stateOf(entry),
+    fields: { vms: entries.map((entry) => ({ vm: entry.vm, state: state(entry),
       host: entry.owner, target: entry.target, epoch: entry.epoch, migration: entry.migration,
       vcpuCount: entry.spec.vcpuCount, memoryBytes: entry.spec.memoryBytes })) },
     lines: entries.length === 0 ? ['no VMs; make one with `novacron vm create`'] : table(
       ['VM', 'STATE', 'HOST', 'VCPUS', 'MEMORY', 'EPOCH'],
-      entries.map((entry) => [entry.vm, stateOf(entry), entry.owner ?? '-',
+      entries.map((entry) => [entry.vm, state(entry), entry.owner ?? '-',
         String(entry.spec.vcpuCount), formatBytes(entry.spec.memoryBytes), String(entry.epoch)])),
   };
 }
@@ -48,11 +55,18 @@ async function readEntry(context: Context, text: string): Promise<VmEntry> {
 async function show(context: Context, text: string): Promise<CommandResult> {
   const entry = await readEntry(context, text);
   const { spec } = entry;
+  const hosts = await (await context.backend.ledger()).listHosts();
+  const silence = silenceOf({ hosts, host: entry.owner, nowMs: context.world.now() });
+  const explanation = explainEntry(entry, silence);
   return {
     exitCode: exitCodes.ok,
-    fields: { vm: entry.vm, state: stateOf(entry), entry },
+    fields: {
+      vm: entry.vm, state: stateOf(entry, silence), entry,
+      hostSilentSinceMs: silence?.sinceMs ?? null,
+    },
     lines: [
-      explainEntry(entry).state,
+      ...(silence === null ? [explanation.state]
+        : explanationLines({ explanation, nowMs: context.world.now() })),
       `  ${spec.vcpuCount} vCPUs, ${formatBytes(spec.memoryBytes)}, ${spec.machineType}, `
         + `${spec.cpuModel}, failover ${spec.failover}`,
       ...spec.disks.map((disk) => `  disk ${disk.name}: ${disk.format}, `
@@ -60,7 +74,7 @@ async function show(context: Context, text: string): Promise<CommandResult> {
       ...spec.nics.map((nic) => `  nic ${nic.name}: ${nic.address} ${nic.macAddress} `
         + `on ${nic.segment}`),
       ...(entry.migration === null ? [] : [`  last or open move: ${entry.migration}`]),
-      `  last entry: ${entry.cause}`,
+      ...(silence === null ? [`  last entry: ${entry.cause}`] : []),
     ],
   };
 }

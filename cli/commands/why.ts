@@ -8,8 +8,8 @@ import type { MoveView } from '../backend.ts';
 import { readVmName } from '../context.ts';
 import type { Context } from '../context.ts';
 import { codedOf } from '../failure-of-error.ts';
-import { explainEntry, explainMove, explanationLines } from '../explain.ts';
-import type { Explanation } from '../explain.ts';
+import { explainEntry, explainMove, explanationLines, silenceOf } from '../explain.ts';
+import type { Explanation, Silence } from '../explain.ts';
 import { exitCodes } from '../exit-codes.ts';
 import type { CommandResult } from '../output.ts';
 
@@ -43,20 +43,32 @@ async function runningMoveOf(context: Context, vm: VmName): Promise<MigrationId 
   return id !== undefined && parseMigrationId(id) !== null ? id as MigrationId : null;
 }
 
+/** Silence of the VM's owner; a ledger that does not answer this is noted once, above. */
+async function ownerSilence(
+  context: Context, entry: VmEntry | null, silent: string[],
+): Promise<Silence | null> {
+  if (entry === null) return null;
+  const ledger = await orSilent(context.backend.ledger(), silent);
+  const hosts = ledger === null ? null : await orSilent(ledger.listHosts(), silent);
+  return hosts === null
+    ? null : silenceOf({ hosts, host: entry.owner, nowMs: context.world.now() });
+}
+
 async function explainVm(context: Context, vm: VmName, silent: string[]): Promise<Explanation> {
   const ledger = await orSilent(context.backend.ledger(), silent);
   const entry = ledger === null ? null : await orSilent(ledger.readVm(vm), silent);
   if (ledger !== null && entry === null && silent.length === 0) {
     throw new CodedError('vm/unknown', vm);
   }
+  const silence = await ownerSilence(context, entry, silent);
   const migration = openMoveOf(entry) ?? await orSilent(runningMoveOf(context, vm), silent);
   if (migration !== null) {
     const view = await orSilent(viewOf(context, migration), silent);
-    const move = explainMove({ migration, view, entry, end: null,
+    const move = explainMove({ migration, view, entry, end: null, silence,
       silent: silent.length > 0 });
     if (view === null || view.status.outcome === null || openMoveOf(entry) !== null) return move;
   }
-  if (entry !== null) return explainEntry(entry);
+  if (entry !== null) return explainEntry(entry, silence);
   return { state: `nothing can be said about ${vm}`, waitsFor: 'the ledger', on: 'the ledger',
     sinceMs: null, because: [], nextCommand: 'novacron doctor' };
 }

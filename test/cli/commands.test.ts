@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { CodedError, failureReport } from '../../contracts/failures.ts';
 import type { HostName } from '../../contracts/identity.ts';
-import { completedOf, entryOf, migration, novacron, progressOf, scene, spec, statusOf,
+import { completedOf, entryOf, hostOf, migration, novacron, progressOf, scene, spec, statusOf,
 } from './fake-world.ts';
 
 describe('migrate', () => {
@@ -232,6 +232,34 @@ describe('why', () => {
     const { last } = await novacron(on, 'why', migration, '--json');
     expect(last).toMatchObject({ on: 'you',
       nextCommand: `novacron migration resume ${migration}` });
+  });
+  it.each([
+    ['none' as const, /no lease binds it: it may still run there/],
+    ['automatic' as const, /its lease is over: .* its guard has paused it there/],
+  ])('says that a VM (failover %s) waits for a host that is gone', async (failover, word) => {
+    const on = scene({
+      entries: [entryOf({ spec: { ...spec, failover } })],
+      hosts: [hostOf('h1', { silentForMs: 90_000 }), hostOf('h2')],
+    });
+    const { code, stdout } = await novacron(on, 'why', 'db');
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/waits for its host to come back from h1, for 1 min 30 s/);
+    expect(stdout).toMatch(/since 1970-01-01T00:31:50/);
+    expect(stdout).toMatch(/local to h1: no other host can start it/);
+    expect(stdout).toMatch(word);
+    expect(stdout).toMatch(/next: novacron host show h1/);
+    const shown = await novacron(on, 'vm', 'show', 'db');
+    expect(shown.stdout).toMatch(/waits for its host to come back from h1/);
+    const { last } = await novacron(on, 'vm', 'list', '--json');
+    expect(last['vms']).toMatchObject([{ vm: 'db', state: 'host-silent' }]);
+    expect((await novacron(on, 'host', 'list')).stdout).toMatch(/h1 +open, silent/);
+    expect((await novacron(on, 'host', 'show', 'h1')).stdout)
+      .toMatch(/not been heard from for .*systemctl status novacron-runner/);
+  });
+  it('does not call a host gone whose runner is only being restarted', async () => {
+    const on = scene({ hosts: [hostOf('h1', { silentForMs: 8_000 })] });
+    expect((await novacron(on, 'why', 'db')).stdout).toMatch(/waits for nothing/);
+    expect((await novacron(on, 'vm', 'show', 'db')).stdout).toMatch(/runs there/);
   });
   it('does not know what nobody knows', async () => {
     expect((await novacron(scene(), 'why', 'ghost')).code).toBe(3);

@@ -11,7 +11,7 @@ import type { HostName, MigrationId } from '../../contracts/identity.ts';
 import { defaultPolicy } from '../../contracts/migration.ts';
 import type { MigrateVmInput, MigrationOutcome, MigrationStatus, SessionCommand, SessionProgress,
 } from '../../contracts/migration.ts';
-import type { HostEntry, LedgerEvent, VmEntry } from '../../contracts/ownership.ts';
+import type { HostView, LedgerEvent, VmEntry } from '../../contracts/ownership.ts';
 import type { VmSpec } from '../../contracts/runner.ts';
 import type { LifecycleOutcome } from '../../contracts/vm-lifecycle.ts';
 import type { LifecycleRequest } from '../../payloads/lifecycle-client.ts';
@@ -33,8 +33,8 @@ export const entryOf = (more: Partial<VmEntry> = {}): VmEntry => ({
   changedAtMs: 1_000_000, ...more,
 });
 
-export const hostOf = (name: string, more: Partial<HostEntry> = {}): HostEntry => ({
-  version: 1, publicKeyPem: '', cordoned: false, joinedAtMs: 0, changedAtMs: 0,
+export const hostOf = (name: string, more: Partial<HostView> = {}): HostView => ({
+  version: 1, publicKeyPem: '', cordoned: false, joinedAtMs: 0, changedAtMs: 0, silentForMs: 500,
   facts: { version: 1, name, migrationAddress: '198.18.2.11', peerPort: 7410, lanePort: 7411,
     segments: ['lab'], accelerator: 'tcg', qemuVersion: '7.2.0', machineTypes: [],
       kernelRelease: '6.18',
@@ -74,7 +74,7 @@ export const completedOf = (more: object = {}): MigrationOutcome => ({
 /** What the fake answers; tests change it before they run a command. */
 export interface Scene {
   entries: VmEntry[];
-  hosts: HostEntry[];
+  hosts: HostView[];
   /** Views (or failures to get one) in order, the last again and again; null: no such move. */
   statuses: (MigrationStatus | Error)[] | null;
   outcome: MigrationOutcome | Error | null;
