@@ -38,6 +38,9 @@ export function silenceOf(
     ? null : { host, sinceMs: nowMs - view.silentForMs };
 }
 
+const sayingOf = ({ host, sinceMs }: Silence): string =>
+  `${host} has not been heard from since ${new Date(sinceMs).toISOString()}`;
+
 /** What a VM's silent owner means for it: its disks are there, so nobody else may start it. */
 function explainSilence(entry: VmEntry, { host, sinceMs }: Silence): Explanation {
   const { vm, diskHolder, epoch } = entry;
@@ -65,8 +68,7 @@ export function explainEntry(entry: VmEntry, silence: Silence | null = null): Ex
   }
   const { vm, owner, target, epoch, lastStarted, migration, changedAtMs, quiesced, ready } = entry;
   const because = [
-    ...(silence === null ? []
-      : [`${silence.host} has not been heard from since ${new Date(silence.sinceMs).toISOString()}`]),
+    ...(silence === null ? [] : [sayingOf(silence)]),
     `last entry: ${entry.cause}`,
   ];
   const host = owner ?? 'nobody';
@@ -131,8 +133,7 @@ export function explainMove(
   const { status, attempt, lastFailure } = view;
   const because = [
     ...ledger,
-    ...(silence === null ? []
-      : [`${silence.host} has not been heard from since ${new Date(silence.sinceMs).toISOString()}`]),
+    ...(silence === null ? [] : [sayingOf(silence)]),
     ...(attempt > 1 ? [`the step is in attempt ${attempt}`] : []),
     ...(lastFailure === null ? [] : [`last failure: ${lastFailure}`]),
     ...(status.progress?.paused === true ? ['the copy is paused'] : []),

@@ -81,6 +81,8 @@ export interface ComposeOptions {
   readonly accelerator?: 'tcg' | 'kvm';
   /** Where hosts look for files that hold moved VMs before their first instruction. */
   readonly holdDirectory?: string;
+  /** Length of leases, ms; default that of the product. Tests of what happens at their end wait. */
+  readonly leaseTtlMs?: number;
   /** Called as each part is up, with what it is. */
   readonly onStep?: (step: string) => void;
 }
@@ -150,11 +152,13 @@ const temporalFor = ({ front, namespace }: LabTemporal, tls: TlsMaterial): objec
 });
 const listenAt = (address: string, port: number): object => ({ address, port });
 
-async function startLedger(lab: Lab, papers: Papers): Promise<void> {
+async function startLedger(
+  { lab, leaseTtlMs }: ComposeOptions, papers: Papers,
+): Promise<void> {
   const config = writeConfig(lab, 'ledger', {
     stateDir: join(lab.directories.data, 'ledger'), listen: ledgerAddress,
     tls: papers.of({ role: 'ledger', name: 'ledger' }), revokedPath: papers.revokedPath,
-    metrics: listenAt(controlAddress, labPorts.metrics), profile: 'lab',
+    metrics: listenAt(controlAddress, labPorts.metrics), profile: 'lab', leaseTtlMs,
   });
   mkdirSync(join(lab.directories.data, 'ledger'), { recursive: true, mode: 0o700 });
   await lab.start({
@@ -296,7 +300,7 @@ export async function composeLab(options: ComposeOptions): Promise<LabServices> 
   onStep('certificates');
   const [temporal] = await Promise.all([
     startTemporal(lab, papers),
-    startLedger(lab, papers).then(() => onStep('ledger')),
+    startLedger(options, papers).then(() => onStep('ledger')),
   ]);
   onStep('Temporal');
   const [ledgerPort = 0, temporalPort = 0, uiPort] = await openDoors(lab, [

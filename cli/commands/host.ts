@@ -26,9 +26,10 @@ async function list(context: Context): Promise<CommandResult> {
     vms.filter(({ owner, phase }) => owner === host && phase !== 'absent').length;
   return {
     exitCode: exitCodes.ok,
-    fields: { hosts: hosts.map(({ facts, cordoned, joinedAtMs, silentForMs }) => ({ host: facts.name,
-      cordoned, joinedAtMs, silentForMs, vmCount: vmCount(facts.name), accelerator: facts.accelerator,
-      qemuVersion: facts.qemuVersion, memoryBytes: facts.memoryBytes })) },
+    fields: { hosts: hosts.map(({ facts, cordoned, joinedAtMs, silentForMs }) => ({
+      host: facts.name, cordoned, joinedAtMs, silentForMs, vmCount: vmCount(facts.name),
+      accelerator: facts.accelerator, qemuVersion: facts.qemuVersion,
+      memoryBytes: facts.memoryBytes })) },
     lines: hosts.length === 0 ? ['no hosts; see `novacron cert join-token`'] : table(
       ['HOST', 'STATE', 'VMS', 'MEMORY', 'QEMU', 'ACCEL', 'KERNEL', 'ADDRESS'],
       hosts.map((host) => [host.facts.name, stateOf(host),
@@ -58,9 +59,9 @@ async function show(context: Context, text: string): Promise<CommandResult> {
     lines: [
       `${facts.name}: ${cordoned ? 'cordoned (takes no new VMs)' : 'open'}, `
         + `joined ${new Date(joinedAtMs).toISOString()}`,
-      ...(isSilent(host) ? [`  its runner has not been heard from for ${formatMillis(silentForMs)}; `
-        + 'its VMs wait for it: their disks are there. On the host: '
-        + 'systemctl status novacron-runner'] : []),
+      ...(isSilent(host)
+        ? [`  its runner has not been heard from for ${formatMillis(silentForMs)}; its VMs wait `
+          + 'for it: their disks are there. On the host: systemctl status novacron-runner'] : []),
       `  ${formatBytes(facts.memoryBytes)} memory, ${formatBytes(facts.diskFreeBytes)} disk free, `
         + `QEMU ${facts.qemuVersion}, ${facts.accelerator}, Linux ${facts.kernelRelease}`,
       `  moves at ${facts.migrationAddress}: control ${facts.peerPort}, lanes ${facts.lanePort}`,

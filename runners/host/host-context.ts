@@ -28,4 +28,7 @@ export interface HostContext {
   forgetGates(vm: VmName): Promise<void>;
   /** How far this host's half of a move was, null when none is noted. */
   readNote(vm: VmName): Promise<MoveNote | null>;
+  /** Durable: an operator stopped the VM on this host past the ledger; its next start ends it. */
+  noteEnded(vm: VmName, ended: boolean): Promise<void>;
+  wasEnded(vm: VmName): Promise<boolean>;
 }

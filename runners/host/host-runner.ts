@@ -14,6 +14,7 @@ import type { VmRunState } from '../../contracts/runner.ts';
 import type { LocalStatus, LocalVm } from '../../payloads/host-socket.ts';
 import type { HostContext } from './host-context.ts';
 import type { LocalHostOperations } from './local-api.ts';
+import { isLost, LostVms, nextLostStep } from './lost-vms.ts';
 import { proposeUntilAnswered, readEntry } from './move/ledger-steps.ts';
 import type { PeerGreeter } from './move/peer-link.ts';
 import { SourceMoves } from './source-moves.ts';
@@ -31,6 +32,7 @@ export class HostRunner {
   readonly #vms: VmOperations;
   readonly #sources: SourceMoves;
   readonly #targets: TargetMoves;
+  readonly #lost = new LostVms();
   readonly #startedAtMs = Date.now();
   #timer: NodeJS.Timeout | null = null;
   #sweeping = false;
@@ -109,6 +111,8 @@ export class HostRunner {
     }
     const { hypervisor } = this.#context;
     await hypervisor.spec(vm);
+    // Before it ends: it must stay ended also if this process does not live to see it.
+    await this.#context.noteEnded(vm, true);
     await hypervisor.stopVm({ vm, graceMs });
     return (await hypervisor.look(vm)).runState;
   }
@@ -154,6 +158,35 @@ export class HostRunner {
       await this.#finishTakeOver(entry);
     } else if (runState === 'running') {
       await (await this.#context.gatesOf(vm)).openNics();
+    } else if (runState === 'stopped') {
+      const [exit, endedHere] = await Promise.all([
+        hypervisor.lastExit(vm), this.#context.wasEnded(vm),
+      ]);
+      if (isLost({ entry, host, exit, endedHere })) this.#lost.add(vm);
+      else log.info({ vm, desired: entry.desired, exit, endedHere }, 'it stays stopped');
+    }
+  }
+
+  /** VMs that went down with the host are started again, once the ledger says that they may. */
+  async #sweepLost(): Promise<void> {
+    const { hypervisor, host, world, log } = this.#context;
+    for (const vm of this.#lost.list()) {
+      await this.#turns.take(vm, async () => {
+        const entry = await readEntry(world, vm);
+        const isStopped = (await hypervisor.look(vm)).runState === 'stopped';
+        const step = nextLostStep({ entry, host, isStopped });
+        if (step === 'wait') return;
+        try {
+          if (step === 'start' && entry !== null) {
+            log.warn({ vm, epoch: entry.epoch }, 'its VMM is gone: the VM is started again');
+            await this.#vms.start(entry);
+          }
+          this.#lost.forget(vm);
+        } catch (error) {
+          const goesOn = this.#lost.failed(vm);
+          log.error({ vm, error: String(error), goesOn }, 'a lost VM could not be started');
+        }
+      });
     }
   }
 
@@ -177,6 +210,7 @@ export class HostRunner {
       await this.#sources.sweep();
       await this.#targets.sweep();
       await this.#sweepStanding();
+      await this.#sweepLost();
     } catch (error) {
       this.#context.log.error({ error: String(error) }, 'sweep failed');
     } finally {

@@ -17,11 +17,11 @@ import {
   hostName, hostTaskQueue, parseMigrationId, type MigrationId, type VmName,
 } from '../../contracts/identity.ts';
 import { timing } from '../../contracts/limits.ts';
+import type { LedgerEvent } from '../../contracts/ownership.ts';
 import { openRevocationList } from '../../payloads/revocation.ts';
 import { temporalConnectionOptions, workerDataConverter } from '../../payloads/temporal-connection.ts';
 import { configPathOf, hostConfig, loadConfig, type HostConfig } from '../config.ts';
 import { openMemoryEngine } from '../data-plane/memory-engine.ts';
-import { EpochGate } from '../gates/epoch-gate.ts';
 import { NicGate } from '../gates/nic-gate.ts';
 import { signDeclined, signTransferRecord } from '../group/ownership/signing.ts';
 import { readChecked, writeDurably } from '../hypervisor/durable-file.ts';
@@ -34,12 +34,11 @@ import { installTemporalRuntime } from '../temporal-runtime.ts';
 import type { HostContext } from './host-context.ts';
 import { gatherFacts } from './host-facts.ts';
 import { HostRunner } from './host-runner.ts';
-import {
-  boottimeMs, callGuard, renewLeases, type LeaseKeeperOptions,
-} from './lease-keeper.ts';
+import { boottimeMs, callGuard, LeaseKeeper } from './lease-keeper.ts';
 import { serveLocalApi } from './local-api.ts';
 import { nowMs, servePeerLinks, type PeerGreeter } from './move/peer-link.ts';
-import type { MoveNote, VmGates } from './move/ports.ts';
+import type { MoveNote } from './move/ports.ts';
+import { HostGates, type HostGatesOptions } from './vm-gates.ts';
 
 /** VM users of one host; more VMs than this do not fit a host. */
 const uidCount = 1_000;
@@ -61,13 +60,21 @@ interface Stores {
   readonly note: (vm: VmName, note: MoveNote | null) => Promise<void>;
   readonly readNote: (vm: VmName) => Promise<MoveNote | null>;
   readonly gatePath: (vm: VmName) => string;
+  readonly noteEnded: HostContext['noteEnded'];
+  readonly wasEnded: HostContext['wasEnded'];
 }
+
+const endedShape = z.strictObject({ version: z.literal(1) });
 
 async function openStores(config: HostConfig): Promise<Stores> {
   const notes = join(config.stateDir, 'moves');
   const gates = join(config.stateDir, 'gates');
-  for (const directory of [notes, gates]) await mkdir(directory, { recursive: true, mode: 0o700 });
+  const ended = join(config.stateDir, 'ended');
+  for (const directory of [notes, gates, ended]) {
+    await mkdir(directory, { recursive: true, mode: 0o700 });
+  }
   const notePath = (vm: VmName): string => join(notes, `${vm}.json`);
+  const endedPath = (vm: VmName): string => join(ended, `${vm}.json`);
   return {
     note: async (vm, note) => {
       if (note === null) await rm(notePath(vm), { force: true });
@@ -75,64 +82,34 @@ async function openStores(config: HostConfig): Promise<Stores> {
     },
     readNote: (vm) => readChecked(notePath(vm), noteShape),
     gatePath: (vm) => join(gates, `${vm}.json`),
+    noteEnded: async (vm, isEnded) => {
+      if (isEnded) await writeDurably(endedPath(vm), '{"version":1}\n');
+      else await rm(endedPath(vm), { force: true });
+    },
+    wasEnded: async (vm) => (await readChecked(endedPath(vm), endedShape)) !== null,
   };
 }
 
-/** Gates of VMs: the epoch beside the VM's files, the NICs in the namespace's nftables. */
-class Gates {
-  readonly #open = new Map<VmName, EpochGate>();
-  readonly #nicGate: NicGate;
-  readonly #hypervisor: Hypervisor;
-  readonly #gatePath: Stores['gatePath'];
-
-  constructor(nicGate: NicGate, hypervisor: Hypervisor, gatePath: Stores['gatePath']) {
-    this.#nicGate = nicGate;
-    this.#hypervisor = hypervisor;
-    this.#gatePath = gatePath;
-  }
-
-  readonly of = async (vm: VmName): Promise<VmGates> => {
-    const gate = this.#open.get(vm) ?? await EpochGate.open(this.#gatePath(vm));
-    this.#open.set(vm, gate);
-    // Read now: opening the network is in the way of the first frame after a switchover.
-    const spec = await this.#hypervisor.spec(vm);
-    const nics = spec.nics.map(({ macAddress, name }) => ({
-      macAddress, tapName: this.#hypervisor.tapName(vm, name),
-    }));
-    const lease = spec.failover === 'automatic' ? { leaseMs: timing.leaseTtlMs } : {};
-    return {
-      raise: (epoch) => gate.raise(epoch),
-      openNics: async () => {
-        await Promise.all(nics.map((nic) => this.#nicGate.admit(nic, lease)));
-      },
-      closeNics: async () => {
-        await Promise.all(nics.map((nic) => this.#nicGate.shut(nic)));
-      },
-    };
-  };
-
-  readonly admit = async (vm: VmName, leaseMs: number): Promise<void> => {
-    const { nics } = await this.#hypervisor.spec(vm);
-    for (const { macAddress, name } of nics) {
-      const tapName = this.#hypervisor.tapName(vm, name);
-      await this.#nicGate.admit({ macAddress, tapName }, { leaseMs });
-    }
-  };
-
-  readonly forget = async (vm: VmName): Promise<void> => {
-    this.#open.delete(vm);
-    const spec = await this.#hypervisor.spec(vm).catch(() => null);
-    for (const { macAddress, name } of spec?.nics ?? []) {
-      await this.#nicGate.shut({ macAddress, tapName: this.#hypervisor.tapName(vm, name) });
-    }
-  };
+/** Leases and gates know of each other: a renewed lease keeps cards open. */
+async function openGates(
+  parts: Pick<HostGatesOptions, 'epochPath' | 'log'> & Pick<HostContext, 'ledger' | 'hypervisor'>,
+): Promise<{ readonly leases: LeaseKeeper; readonly gates: HostGates }> {
+  const leases = new LeaseKeeper({
+    ...parts, callGuard, boottimeMs,
+    sleep: async (ms) => { await sleep(ms); },
+    admitNics: (vm, leaseMs) => gates.admit(vm, leaseMs),
+  });
+  const gates = new HostGates({
+    ...parts, leases, nicGate: await NicGate.open({ tapPrefix }),
+  });
+  return { leases, gates };
 }
 
 async function openContext(
   config: HostConfig, log: Logger, greet: PeerGreeter,
 ): Promise<{
   readonly context: HostContext;
-  readonly leases: LeaseKeeperOptions;
+  readonly leases: LeaseKeeper;
   readonly close: () => Promise<void>;
 }> {
   for (const directory of [config.stateDir, config.runtimeDir]) {
@@ -158,8 +135,10 @@ async function openContext(
   });
   await hypervisor.open();
   const stores = await openStores(config);
-  const gates = new Gates(await NicGate.open({ tapPrefix }), hypervisor, stores.gatePath);
   const ledger = connectLedger({ ...config.ledger, tls: config.tls, revoked, logger: log });
+  const { leases, gates } = await openGates({
+    ledger, hypervisor, log, epochPath: stores.gatePath,
+  });
   const engine = openMemoryEngine();
   const lanes = engine.openListener({
     ...config.lanes,
@@ -182,6 +161,8 @@ async function openContext(
     gatesOf: gates.of,
     forgetGates: gates.forget,
     readNote: stores.readNote,
+    noteEnded: stores.noteEnded,
+    wasEnded: stores.wasEnded,
   };
   const close = async (): Promise<void> => {
     await peers.close();
@@ -189,18 +170,20 @@ async function openContext(
     hypervisor.close();
     await ledger.close();
   };
-  const leases = { host, ledger, hypervisor, log, admitNics: gates.admit, callGuard, boottimeMs };
   return { context, leases, close };
 }
 
-/** Tells the ledger who this is; waits while the ledger is away. */
+/** What tells the ledger who this is; repeats of it are this host's sign of life. */
+function joinEvent({ facts, signingKey }: HostContext): LedgerEvent {
+  const publicKeyPem = createPublicKey(signingKey).export({ type: 'spki', format: 'pem' });
+  return { kind: 'join-host', facts, publicKeyPem: publicKeyPem.toString() };
+}
+
+/** Joins the ledger; waits while it is away. */
 async function joinLedger(context: HostContext): Promise<void> {
-  const publicKeyPem = createPublicKey(context.signingKey).export({ type: 'spki', format: 'pem' });
   for (;;) {
     try {
-      const [verdict] = await context.ledger.propose([
-        { kind: 'join-host', facts: context.facts, publicKeyPem: publicKeyPem.toString() },
-      ]);
+      const [verdict] = await context.ledger.propose([joinEvent(context)]);
       if (verdict?.accepted === true) return;
       throw new CodedError('ownership/refused', verdict?.reason ?? 'no verdict');
     } catch (error) {
@@ -218,11 +201,16 @@ async function run(config: HostConfig, log: Logger): Promise<void> {
   await joinLedger(context);
   const runner = new HostRunner(context);
   greet = runner.greet;
+  const renewing = setInterval(() => {
+    leases.renewAll().catch((error: unknown) => log.error({ err: error }, 'renewing failed'));
+    context.ledger.propose([joinEvent(context)]).catch((error: unknown) => {
+      log.debug({ error: String(error) }, 'the ledger does not hear this host');
+    });
+  }, timing.leaseRenewEveryMs);
+  // First what a lease has stopped goes on: adoption asks the VMMs.
+  await leases.renewAll();
   await runner.adopt();
   runner.watch();
-  const renewing = setInterval(() => {
-    renewLeases(leases).catch((error: unknown) => log.error({ err: error }, 'renewing failed'));
-  }, timing.leaseRenewEveryMs);
   const connection = await NativeConnection.connect(
     await temporalConnectionOptions(withServerName(config.temporal)),
   );

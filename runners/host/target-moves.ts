@@ -7,6 +7,7 @@ import { identityUri, type HostName, type VmName } from '../../contracts/identit
 import type { HostActivities, StepInput, TargetEndpoint } from '../../contracts/migration.ts';
 import { bytes } from '../../contracts/units.ts';
 import { openExports } from '../hypervisor/disk-mirror.ts';
+import type { TargetSession } from '../data-plane/sessions.ts';
 import type { HostContext } from './host-context.ts';
 import { proposeUntilAnswered, readEntry } from './move/ledger-steps.ts';
 import type { PeerGreeter } from './move/peer-link.ts';
@@ -84,6 +85,7 @@ export class TargetMoves {
     const { vm, migration, epoch, source, running, policy } = input;
     const incarnation = newIncarnation();
     const monitor = await hypervisor.createTarget({ running, incarnation });
+    let session: TargetSession | null = null;
     try {
       const paths = hypervisor.paths(vm);
       const disks = running.disks.map(({ name }) => name);
@@ -92,7 +94,7 @@ export class TargetMoves {
       if (identity.memoryPath === null || look.vmmPid === null) {
         throw new CodedError('vm/start-failed', `the incoming VMM of ${vm} ended at once`);
       }
-      const session = lanes.expect({
+      session = lanes.expect({
         migration, epoch,
         sourceIdentity: identityUri({ role: 'host', name: source }),
         memoryPath: identity.memoryPath,
@@ -116,6 +118,7 @@ export class TargetMoves {
       });
       this.#moves.set(vm, { migration, source, epoch, move });
     } catch (error) {
+      await session?.close();
       await this.#vms.remove(vm);
       throw error;
     }

@@ -101,6 +101,8 @@ export class VmOperations {
       if (!verdict.accepted) throw new CodedError('ownership/refused', verdict.reason);
       entry = await this.ownEntry(entry.vm);
     }
+    // The VMM opens the disks when it starts: nobody of before may write them any more.
+    await (await this.#context.gatesOf(entry.vm)).raise(entry.epoch);
     const fresh = newIncarnation();
     const monitor = await hypervisor.startCold({ vm: entry.vm, incarnation: fresh });
     try {
@@ -111,7 +113,7 @@ export class VmOperations {
     }
   }
 
-  /** Gate, Started, stamp, cont, network. */
+  /** Gate, Started, stamp, lease, cont, network. */
   async #run(
     entry: VmEntry, running: Incarnation, imageStamp: number | null, monitor: VmMonitor,
   ): Promise<{
@@ -126,8 +128,10 @@ export class VmOperations {
     ]);
     if (!verdict.accepted) throw new CodedError('ownership/refused', verdict.reason);
     await hypervisor.stampImage({ vm, epoch });
+    await gates.bindLease(epoch);
     await monitor.cont();
     await gates.openNics();
+    await this.#context.noteEnded(vm, false);
     this.#context.log.info({ vm, epoch, incarnation: running }, 'the VM runs here');
     return { runState: 'running', incarnation: running, epoch };
   }
@@ -154,5 +158,6 @@ export class VmOperations {
     await this.#context.forgetGates(vm);
     await this.#context.hypervisor.deleteVm(vm);
     await this.#context.world.note(vm, null);
+    await this.#context.noteEnded(vm, false);
   }
 }

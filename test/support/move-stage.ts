@@ -101,11 +101,15 @@ export interface GuestWish {
   readonly commandLine?: string;
   readonly host?: number;
   readonly machineType?: string;
+  readonly failover?: VmSpec['failover'];
 }
 
 /** What a stage is made of. */
 export interface StageWish
-  extends Pick<ComposeOptions, 'controlCount' | 'profile' | 'startTemporal' | 'programOf'> {
+  extends Pick<
+    ComposeOptions,
+    'controlCount' | 'leaseTtlMs' | 'profile' | 'startTemporal' | 'programOf'
+  > {
   readonly hostCount: number;
   /** Done before the first process of the product is started. */
   readonly prepare?: (lab: Lab) => Promise<void>;
@@ -170,7 +174,10 @@ export class MoveStage {
         diskBytes: disk?.sizeBytes ?? 0, ...(disk === undefined ? {} : { disk }),
       },
     });
-    return { ...spec, machineType: wish.machineType ?? spec.machineType };
+    return {
+      ...spec, machineType: wish.machineType ?? spec.machineType,
+      failover: wish.failover ?? spec.failover,
+    };
   }
 
   /** Creates a guest and waits until it answers from outside. */

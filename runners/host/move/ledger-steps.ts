@@ -10,11 +10,14 @@ import type { MoveWorld } from './ports.ts';
 /** Pause between two tries while the ledger is silent, ms. */
 const retryEveryMs = 100;
 
+/** What asking takes: the ledger, and patience. */
+type LedgerAccess = Pick<MoveWorld, 'ledger' | 'sleep'>;
+
 const isSilence = (error: unknown): boolean =>
   error instanceof CodedError && error.code === 'ownership/unreachable';
 
 /** Linearizable read that waits out a silent ledger. */
-export async function readEntry(world: MoveWorld, vm: VmName): Promise<VmEntry | null> {
+export async function readEntry(world: LedgerAccess, vm: VmName): Promise<VmEntry | null> {
   for (;;) {
     try {
       return await world.ledger.readVm(vm);
@@ -30,7 +33,7 @@ export async function readEntry(world: MoveWorld, vm: VmName): Promise<VmEntry |
  * Answers the last verdict: accepted when all were, else the refusal.
  */
 export async function proposeUntilAnswered(
-  world: MoveWorld, events: readonly LedgerEvent[],
+  world: LedgerAccess, events: readonly LedgerEvent[],
 ): Promise<Verdict> {
   for (;;) {
     try {

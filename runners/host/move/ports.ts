@@ -74,10 +74,27 @@ export interface TargetVmm {
   readonly ended: Promise<string>;
 }
 
+/** What writes disks under an epoch and can be told to end: a session of the data plane. */
+export interface FencedDisks {
+  /** Resolves when nothing of a lower epoch is on its way any more. */
+  raiseDisks(epoch: number): Promise<void>;
+}
+
 /** The epoch gate and the NIC gate of one VM on this host. */
 export interface VmGates {
-  /** Durable when it resolves; no write of a lower epoch is in flight any more. */
+  /**
+   * Puts the streams of a move under the gate until `leave`: a raise above `epoch` ends them first.
+   * Failure: ownership/refused when the gate is above it already.
+   */
+  enter(epoch: number, disks: FencedDisks): { leave(): void };
+  /** Durable, then in force; resolves when no write of a lower epoch is in flight any more. */
   raise(epoch: number): Promise<void>;
+  /**
+   * A VM with `failover: automatic` is bound to a lease of this epoch, counted from now; others are
+   * left alone. Has to resolve before the first instruction. Waits out a silent ledger. Failures:
+   * ownership/refused, vmm/gone (no guard).
+   */
+  bindLease(epoch: number): Promise<void>;
   openNics(): Promise<void>;
   closeNics(): Promise<void>;
 }

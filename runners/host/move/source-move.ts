@@ -32,6 +32,7 @@ export class SourceMove {
   readonly #options: SourceMoveOptions;
   readonly #cancelled = Promise.withResolvers<string>();
   readonly #ended = Promise.withResolvers<string>();
+  readonly #pass: { leave(): void };
   #phase: Phase = 'connecting';
   #link: PeerConversation | null = null;
   #clock = { offsetMs: 0, errorMs: Infinity };
@@ -49,6 +50,7 @@ export class SourceMove {
 
   constructor(options: SourceMoveOptions) {
     this.#options = options;
+    this.#pass = options.gates.enter(options.epoch, options.session);
     this.#startedAtMs = options.world.nowMs();
     this.#attendedAtMs = this.#startedAtMs;
     this.#connectedMs = this.#startedAtMs;
@@ -56,12 +58,8 @@ export class SourceMove {
     void options.vmm.ended.then(this.#ended.resolve);
   }
 
-  get phase(): Phase {
-    return this.#phase;
-  }
-  get attendedAtMs(): number {
-    return this.#attendedAtMs;
-  }
+  get phase(): Phase { return this.#phase; }
+  get attendedAtMs(): number { return this.#attendedAtMs; }
   attend(): void {
     this.#attendedAtMs = this.#options.world.nowMs();
   }
@@ -113,6 +111,7 @@ export class SourceMove {
     this.#phase = 'ended';
     this.#link?.close();
     await this.#options.session.close();
+    this.#pass.leave();
   }
 
   async #untilCancelled<T>(work: Promise<T>): Promise<T> {
@@ -333,12 +332,13 @@ export class SourceMove {
       await this.close();
       return { kind: 'failed', failure: failureReport('ownership/refused', detail), resumed: false };
     }
+    await gates.raise(end.epoch);
     const verdict = await proposeUntilAnswered(world, [{
       kind: 'started', vm, epoch: end.epoch, incarnation: vmm.incarnation,
       imageStamp: this.#options.epoch,
     }]);
     if (!verdict.accepted) return this.#takenBack(verdict.reason);
-    await gates.raise(end.epoch);
+    await gates.bindLease(end.epoch);
     await vmm.stamp(end.epoch);
     await vmm.resume();
     await world.note(vm, null);

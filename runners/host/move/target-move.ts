@@ -40,6 +40,7 @@ export class TargetMove {
   readonly #quiesced = Promise.withResolvers<TransferRecord>();
   readonly #disksDrained = Promise.withResolvers<void>();
   readonly #givenUp = Promise.withResolvers<never>();
+  readonly #pass: { leave(): void };
   #link: PeerConversation | null = null;
   #marks: TargetMarks = {
     memoryInMs: unmarked, deviceInMs: unmarked, flushedMs: unmarked, committedMs: unmarked,
@@ -48,8 +49,10 @@ export class TargetMove {
   #stage: 'waiting' | 'taking-over' | 'ready' | 'committed' | 'running' | 'ended' = 'waiting';
   #digest = '';
 
+  /** Failure: ownership/refused when the gate here is above the source's epoch. */
   constructor(options: TargetMoveOptions) {
     this.#options = options;
+    this.#pass = options.gates.enter(options.epoch, options.session);
     this.#givenUp.promise.catch(() => undefined);
     void options.vmm.ended.then((how) => {
       this.#givenUp.reject(new CodedError('vmm/gone', `the incoming VMM ended: ${how}`));
@@ -86,7 +89,12 @@ export class TargetMove {
   /** Lets go of link and session once nothing of the source is needed any more. */
   async close(): Promise<void> {
     this.#link?.close();
+    await this.#closeSession();
+  }
+
+  async #closeSession(): Promise<void> {
     await this.#options.session.close();
+    this.#pass.leave();
   }
 
   #receive(message: PeerMessage): void {
@@ -190,7 +198,7 @@ export class TargetMove {
   }
 
   /**
-   * Gate, Started, cont: nothing else that can fail is left here. The stamp is written beside
+   * Gate, Started, lease, cont: nothing else that can fail is left. The stamp is written beside
    * Started: one that is too new only keeps the image from starting, and both are durable before
    * the first instruction.
    */
@@ -205,6 +213,7 @@ export class TargetMove {
       vmm.stamp(epoch + 1),
     ]);
     if (!verdict.accepted) throw new CodedError('ownership/refused', verdict.reason);
+    await gates.bindLease(epoch + 1);
     this.#marks.startedMs = world.nowMs();
     this.#marks.resumeEventMs = (await vmm.resume()).eventMs;
     this.#digest = memory.digest;
@@ -241,7 +250,7 @@ export class TargetMove {
    * back, else the ledger and the operator decide.
    */
   async #giveUp(error: unknown): Promise<void> {
-    const { world, vm, migration, epoch, vmm, session, log } = this.#options;
+    const { world, vm, migration, epoch, vmm, log } = this.#options;
     const code = error instanceof CodedError ? error.code : 'internal';
     const detail = error instanceof CodedError ? error.detail : String(error);
     log.warn({ code, detail, stage: this.#stage }, 'the target gives up');
@@ -257,7 +266,7 @@ export class TargetMove {
     this.#link?.send({
       version: 1, kind: 'gave-up', code, detail: detail.slice(0, 2000),
     });
-    await session.close();
+    await this.#closeSession();
     this.#outcome.resolve({ kind: 'gave-up', code, detail });
   }
 }
