@@ -3,14 +3,16 @@
  * step runs. What a step does is decided elsewhere.
  */
 import { ApplicationFailure, Context } from '@temporalio/activity';
-import { CodedError, failureFields } from '../contracts/failures.ts';
+import { CodedError, failureFields, FinalError } from '../contracts/failures.ts';
 import { timing } from '../contracts/limits.ts';
 
 /** The ApplicationFailure of any error; what is not of the closed list is `internal`. */
 export function toApplicationFailure(error: unknown): ApplicationFailure {
   if (error instanceof ApplicationFailure) return error;
   if (error instanceof CodedError) {
-    return ApplicationFailure.create({ ...failureFields(error.code, error.detail), cause: error });
+    const fields = failureFields(error.code, error.detail);
+    const nonRetryable = fields.nonRetryable || error instanceof FinalError;
+    return ApplicationFailure.create({ ...fields, nonRetryable, cause: error });
   }
   const detail = error instanceof Error ? `${error.name}: ${error.message}` : String(error);
   return ApplicationFailure.create({

@@ -8,11 +8,18 @@ import type { Argument, Command, Option } from 'commander';
 export type Shell = 'bash' | 'zsh' | 'fish';
 export const shells: readonly Shell[] = ['bash', 'zsh', 'fish'];
 
+/** A flag; `takes` says what the next word is, `names` asks for names of a kind. */
+export interface CompletionFlag {
+  readonly name: string;
+  readonly about: string;
+  readonly takes: 'nothing' | 'a value' | 'hosts' | 'vms';
+}
+
 /** What can follow a path of commands ('' is `novacron` itself). */
 export interface CompletionNode {
   readonly path: string;
   readonly subcommands: readonly { readonly name: string; readonly about: string }[];
-  readonly flags: readonly { readonly name: string; readonly about: string }[];
+  readonly flags: readonly CompletionFlag[];
   /** Kind of name that the first argument is, for `names`. */
   readonly names: 'vms' | 'hosts' | 'migrations' | null;
 }
@@ -30,19 +37,26 @@ const isShown = (command: Command): boolean =>
 const flagName = (option: Option): string => option.long ?? option.short ?? '';
 const plain = (text: string): string => text.split('\n')[0]?.replace(/[`'"\\$:[\]]/g, '') ?? '';
 
+const flagOf = (option: Option): CompletionFlag => {
+  const name = flagName(option);
+  const ofNames = name === '--to' || name === '--host' ? 'hosts' : name === '--vm' ? 'vms' : null;
+  return {
+    name, about: plain(option.description),
+    takes: ofNames ?? (option.required || option.optional ? 'a value' : 'nothing'),
+  };
+};
+
 /** Flattens the tree; every node stands for one path of words. */
 export function completionNodes(program: Command): CompletionNode[] {
-  const globals = program.options.map((option) =>
-    ({ name: flagName(option), about: plain(option.description) }));
+  const globals = program.options.map(flagOf);
   const nodes: CompletionNode[] = [];
   const visit = (command: Command, path: string): void => {
     const shown = command.commands.filter(isShown);
-    const own = command === program ? [] : command.options.map((option) =>
-      ({ name: flagName(option), about: plain(option.description) }));
+    const own = command === program ? [] : command.options.map(flagOf);
     nodes.push({
       path,
       subcommands: shown.map((one) => ({ name: one.name(), about: plain(one.description()) })),
-      flags: [...own, ...globals, { name: '--help', about: 'help' }],
+      flags: [...own, ...globals, { name: '--help', about: 'help', takes: 'nothing' }],
       names: kindOf(command.registeredArguments[0]),
     });
     for (const one of shown) visit(one, path === '' ? one.name() : `${path} ${one.name()}`);
@@ -113,6 +127,15 @@ compdef _novacron novacron
 `;
 }
 
+const fishNames = (kind: string): string =>
+  `'(string split " " (novacron names ${kind} 2>/dev/null))'`;
+
+/** What follows a flag: names of a kind, a value that nobody can offer, nothing. */
+function fishValue(takes: CompletionFlag['takes']): string {
+  if (takes === 'nothing') return '';
+  return takes === 'a value' ? ' -r' : ` -x -a ${fishNames(takes)}`;
+}
+
 function fish(nodes: readonly CompletionNode[]): string {
   const lines = nodes.flatMap((node) => {
     const path = node.path.split(' ').filter((word) => word !== '');
@@ -125,11 +148,11 @@ function fish(nodes: readonly CompletionNode[]): string {
       ...node.subcommands.map(({ name, about }) =>
         `complete -c novacron -f -n '${under}${notYet}' -a '${name}' -d '${about}'`),
       ...node.flags.filter(() => path.length > 0 && node.subcommands.length === 0)
-        .map(({ name, about }) =>
-          `complete -c novacron -n '${under}' -l '${name.replace(/^--/, '')}' -d '${about}'`),
+        .map(({ name, about, takes }) =>
+          `complete -c novacron -n '${under}' -l '${name.replace(/^--/, '')}' -d '${about}'`
+            + fishValue(takes)),
       ...(node.names === null ? []
-        : [`complete -c novacron -f -n '${under}' -a `
-          + `'(string split " " (novacron names ${node.names} 2>/dev/null))'`]),
+        : [`complete -c novacron -f -n '${under}' -a ${fishNames(node.names)}`]),
     ];
   });
   return `# fish completion for novacron: novacron completion fish | source\n${lines.join('\n')}\n`;

@@ -6,6 +6,7 @@ import { parseMigrationId } from '../contracts/identity.ts';
 import { timing } from '../contracts/limits.ts';
 import type { HostView, MigrationEnd, VmEntry } from '../contracts/ownership.ts';
 import type { MoveView } from './backend.ts';
+import { outlookAdvice } from './outlook.ts';
 import { formatMillis } from './progress.ts';
 
 /** One answer; `waitsFor` null means that nothing is waited for. */
@@ -156,6 +157,8 @@ export function explainMove(
     });
   }
   const paused = status.progress?.paused === true;
+  const advice = outlookAdvice({ migration, status });
+  const [first] = advice?.remedies ?? [];
   return {
     state: `${vm} is being moved from ${status.source ?? '?'} to ${status.target}: `
       + `${status.phase}, ${status.percent} %`
@@ -163,9 +166,11 @@ export function explainMove(
     waitsFor: paused ? '`resume`' : status.waitingFor?.what ?? null,
     on: paused ? 'you' : null,
     sinceMs: status.waitingFor?.sinceMs ?? null,
-    because,
+    because: advice === null ? because
+      : [advice.reason, ...advice.remedies.map(({ command, effect }) => `${command}: ${effect}`),
+        ...because],
     nextCommand: paused ? `novacron migration resume ${migration}`
-      : `novacron migration watch ${migration}`,
+      : first?.command ?? `novacron migration watch ${migration}`,
   };
 }
 

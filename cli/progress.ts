@@ -2,7 +2,7 @@
  * What a person sees of a running move: pure. Figures that would run backwards are held; the rest
  * is shown as it is reported. How often it is asked is decided by `watch.ts`.
  */
-import type { MigrationPhase, MigrationStatus, MoveSize, SessionProgress,
+import type { MigrationPhase, MigrationStatus, MoveOutlook, MoveSize, SessionProgress,
 } from '../contracts/migration.ts';
 import { formatBytes } from '../contracts/units.ts';
 
@@ -20,6 +20,7 @@ export interface ProgressView {
   readonly estimatedDowntimeMs: number | null;
   readonly paused: boolean;
   readonly convergence: string;
+  readonly outlook: MoveOutlook;
   readonly mirrorMode: SessionProgress['mirrorMode'];
   readonly waitsFor: string | null;
 }
@@ -97,6 +98,7 @@ export function nextView(
     estimatedDowntimeMs: progress?.estimatedDowntimeMs ?? null,
     paused: progress?.paused ?? false,
     convergence: progress?.convergence ?? '',
+    outlook: progress?.outlook ?? 'unknown',
     mirrorMode: progress?.mirrorMode ?? 'none',
     waitsFor: status.waitingFor?.what ?? null,
   };
@@ -115,6 +117,12 @@ export function formatMillis(value: number): string {
 const barWidth = 24;
 const rate = (value: number): string => `${formatBytes(Math.max(0, Math.round(value)))}/s`;
 
+function etaText({ etaMs, outlook }: ProgressView): string {
+  if (etaMs !== null) return `ETA ${formatMillis(etaMs)}`;
+  if (outlook === 'not-converging') return 'ETA: never under this policy';
+  return outlook === 'past-deadline' ? 'ETA: after its deadline' : 'ETA: estimating';
+}
+
 /** One line: bar, percent, phase, and the figures that matter in it. */
 export function progressLine(view: ProgressView, columns: number | null): string {
   const filled = Math.floor((view.percent / 100) * barWidth);
@@ -124,7 +132,7 @@ export function progressLine(view: ProgressView, columns: number | null): string
     `${bar} ${view.percent.toFixed(1).padStart(5)} %`,
     view.paused ? `${view.phase} (paused)` : view.phase,
     ...(copying ? [
-      view.etaMs === null ? 'ETA: estimating' : `ETA ${formatMillis(view.etaMs)}`,
+      etaText(view),
       rate(view.sendBytesPerSecond),
       `dirty ${rate(view.dirtyBytesPerSecond)}`,
       `round ${view.round}`,

@@ -20,7 +20,7 @@ function drawn(columns: number | null, looks: readonly [number, MigrationPhase, 
     { write: (part) => { text += part; }, columns }, () => nowMs);
   for (const [atMs, phase, percent] of looks) {
     nowMs = atMs;
-    display.show(look(phase, percent));
+    display.show(look(phase, percent), 'migrate/db/r1');
   }
   display.end();
   return text;

@@ -10,6 +10,7 @@ import type { MoveView, Workflows } from './backend.ts';
 import { failureOfError } from './failure-of-error.ts';
 import type { TextSink } from './output.ts';
 import { printable } from './output.ts';
+import { adviceLines, outlookAdvice, type OutlookAdvice } from './outlook.ts';
 import { nextView, progressLine } from './progress.ts';
 import type { ProgressView } from './progress.ts';
 
@@ -21,6 +22,8 @@ const plainLineEveryMs = 5_000;
  * Temporal or the worker may be restarted in mid-move; looking goes on for this long without it.
  */
 const silenceMsMax = 120_000;
+/** A guest has busy moments: what is seen this often in a row is told. */
+const adviseAfterLooks = 4;
 /** What nobody answering looks like from here. */
 const silentCodes: readonly FailureCode[] = [
   'temporal/unreachable', 'control/unreachable', 'host/unreachable', 'internal'];
@@ -39,6 +42,7 @@ export class ProgressDisplay {
   #lastLineAtMs = -Infinity;
   #lastPhase = '';
   #drawn = false;
+  #badLooks = 0;
 
   constructor(sink: TextSink, now: () => number) {
     this.#sink = sink;
@@ -50,8 +54,10 @@ export class ProgressDisplay {
     return this.#shown;
   }
 
-  show(move: MoveView): void {
+  /** Draws a move; `migration` is how advice names it. */
+  show(move: MoveView, migration: string): void {
     this.#shown = nextView(this.#shown, { status: move.status, heartbeat: null });
+    this.#advise(outlookAdvice({ migration, status: move.status }));
     const line = printable(progressLine(this.#shown, this.#sink.columns));
     if (this.#sink.columns !== null) {
       this.#sink.write(`\r\u001b[2K${line}`);
@@ -63,6 +69,14 @@ export class ProgressDisplay {
     this.#lastLineAtMs = this.#now();
     this.#lastPhase = this.#shown.phase;
     this.#sink.write(`${line}\n`);
+  }
+
+  /** Says once that the move will not end by itself, and again if it was expected to in between. */
+  #advise(advice: OutlookAdvice | null): void {
+    this.#badLooks = advice === null ? 0 : this.#badLooks + 1;
+    if (advice === null || this.#badLooks !== adviseAfterLooks) return;
+    this.end();
+    for (const line of adviceLines(advice)) this.#sink.write(`${printable(line)}\n`);
   }
 
   /** Ends the redrawn line. */
@@ -122,7 +136,7 @@ export async function watchMove({ workflows, migration, sink, clock }: {
       if ('error' in seen) throw seen.error;
       if ('view' in seen) {
         sinceMs = null;
-        display.show(seen.view);
+        display.show(seen.view, migration);
       } else {
         sinceMs = silenceSince({ error: seen.failure, sinceMs, clock });
       }

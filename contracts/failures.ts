@@ -133,6 +133,12 @@ export class CodedError extends Error {
   }
 }
 
+/**
+ * A failure after which repeating the same step is pointless, whatever the table says of its code:
+ * it would join the same ended try. A new request may well succeed.
+ */
+export class FinalError extends CodedError {}
+
 /** Fields of a failure as they travel in outcomes, queries and JSON output. */
 export interface FailureReport {
   readonly code: FailureCode;

@@ -129,6 +129,14 @@ export type MigrationPhase =
   | 'preflight' | 'reserve' | 'prepare-target' | 'copy-disk' | 'copy-memory' | 'switchover'
   | 'post-copy' | 'verify' | 'settle' | 'release' | 'compensating' | 'done';
 
+/**
+ * Where a move leads if link and guest go on as they are. `not-converging`: the guest changes memory
+ * faster than it is sent, and the policy does not allow what would end it; `past-deadline`: it will
+ * not be over in time. Both will be given up.
+ */
+export type MoveOutlook =
+  | 'unknown' | 'ends' | 'ends-by-post-copy' | 'not-converging' | 'past-deadline';
+
 /** What a session in the source's runner reports; also each heartbeat's detail. */
 export interface SessionProgress {
   readonly version: 1;
@@ -143,8 +151,11 @@ export interface SessionProgress {
   readonly diskBytesDone: number;
   readonly dirtyBytesPerSecond: number;
   readonly sendBytesPerSecond: number;
-  /** Null while there is no honest estimate. */
+  /** Until the move's outcome; null while there is no honest estimate. */
   readonly etaMs: number | null;
+  /** Absent in what older runners report. */
+  readonly outlook?: MoveOutlook;
+  /** Of the switchover that is foreseen; the least that would be needed where none is. */
   readonly estimatedDowntimeMs: number | null;
   readonly convergence: string;
   readonly mirrorMode: 'none' | 'background' | 'write-blocking';

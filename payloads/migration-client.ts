@@ -134,6 +134,17 @@ async function decodeProgress(
   return payload === undefined ? null : payloadConverter.fromPayload<SessionProgress>(payload);
 }
 
+/**
+ * The estimate as it stands now: a heartbeat is up to a second old, and the ETA of a short move
+ * would be wrong by that. Temporal's clock stamped it and ours reads it, so a difference between
+ * the two counts as age, up to the limit.
+ */
+export function agedEta(progress: SessionProgress, ageMs: number): SessionProgress {
+  if (progress.etaMs === null || progress.paused) return progress;
+  const age = Math.min(Math.max(0, ageMs), timing.heartbeatTimeoutMs);
+  return { ...progress, etaMs: Math.max(0, progress.etaMs - age) };
+}
+
 /** Phase and percent as the newer figures have them. */
 function withProgress(status: MigrationStatus, progress: SessionProgress): MigrationStatus {
   const fresh = percentOf(status.phase, progress, status.size);
@@ -161,7 +172,10 @@ export async function viewMigration(
       ({ activityType }) => copyingActivities.includes(activityType?.name ?? ''),
     );
     const failing = pending.find(({ lastFailure }) => (lastFailure ?? null) !== null);
-    const progress = await decodeProgress(client, copying?.heartbeatDetails?.payloads);
+    const told = await decodeProgress(client, copying?.heartbeatDetails?.payloads);
+    const { seconds, nanos } = copying?.lastHeartbeatTime ?? {};
+    const toldAtMs = Number(seconds ?? 0) * 1e3 + (nanos ?? 0) / 1e6;
+    const progress = told === null || toldAtMs === 0 ? told : agedEta(told, Date.now() - toldAtMs);
     return {
       status: progress === null ? status : withProgress(status, progress),
       attempt: copying?.attempt ?? 0,

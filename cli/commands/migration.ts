@@ -8,6 +8,7 @@ import { exitCodes } from '../exit-codes.ts';
 import { failureOfError } from '../failure-of-error.ts';
 import { table } from '../output.ts';
 import type { CommandResult } from '../output.ts';
+import { adviceLines, outlookAdvice } from '../outlook.ts';
 import { nextView, progressLine } from '../progress.ts';
 import { moveResult } from '../summary.ts';
 import { readDowntimeBudgetMs, watchToEnd } from './migrate.ts';
@@ -34,9 +35,10 @@ async function list(
   };
 }
 
-function statusLines(status: MigrationStatus): string[] {
+function statusLines(migration: string, status: MigrationStatus): string[] {
   const view = nextView(null, { status, heartbeat: null });
   const { policy } = status;
+  const advice = outlookAdvice({ migration, status });
   const { bandwidthBytesPerSecond: cap } = policy;
   return [
     `${status.vm}: ${status.source ?? '?'} → ${status.target}`,
@@ -45,6 +47,7 @@ function statusLines(status: MigrationStatus): string[] {
       + `${cap === 0 ? 'unlimited' : `${cap} B/s`}`
       + `, ${policy.laneCount} lanes`,
     ...(status.pointOfNoReturnPassed ? ['  past the point of no return'] : []),
+    ...(advice === null ? [] : adviceLines(advice).map((line) => `  ${line}`)),
   ];
 }
 
@@ -60,7 +63,7 @@ async function show(context: Context, text: string): Promise<CommandResult> {
   return {
     exitCode: exitCodes.ok,
     fields: { outcome: 'running', ...links, status, attempt, lastFailure },
-    lines: [...statusLines(status),
+    lines: [...statusLines(migration, status),
       ...(lastFailure === null ? [] : [`  being repeated: ${lastFailure}`]),
       ...(workflowUrl === null ? [] : [`  ${workflowUrl}`])],
   };
@@ -93,7 +96,7 @@ async function command(
   return {
     exitCode: exitCodes.ok,
     fields: { workflowId: migration, done: commands.map(({ kind }) => kind), status },
-    lines: [`${migration}: ${commands.map(({ kind }) => kind).join(', ')}`, ...statusLines(status)],
+    lines: [`${migration}: ${commands.map(({ kind }) => kind).join(', ')}`, ...statusLines(migration, status)],
   };
 }
 

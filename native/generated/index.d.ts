@@ -136,6 +136,8 @@ export interface NativeSourceSnapshot {
   sendBytesPerSecond: number
   percent: number
   etaMs: number | null
+  outlook: string
+  bytesLeft: number
   estimatedDowntimeMs: number | null
   convergence: string
   lanesConnected: number

@@ -3,6 +3,7 @@
  * side. This file fixes names, units and failures; memory-engine.ts makes them from the addon.
  * Page data never enters JavaScript; progress is polled.
  */
+import type { MoveOutlook } from '../../contracts/migration.ts';
 import type { Bytes, BytesPerSecond, Millis, Pages } from '../../contracts/units.ts';
 
 /** Certificate files of this host and what it trusts, PEM; read when a listener or session opens. */
@@ -63,6 +64,13 @@ export interface SourceSnapshot {
   readonly percent: number;
   /** Null while there is no honest estimate. */
   readonly etaMs: Millis | null;
+  /** Where it leads if link and guest go on as they are. */
+  readonly outlook: MoveOutlook;
+  /**
+   * What the link has still to carry for memory as it is now, pages of zeros left out; before the
+   * first round what a look at the memory file found.
+   */
+  readonly bytesLeft: Bytes;
   readonly estimatedDowntimeMs: Millis | null;
   /** Cause of the latest decision, see ConvergenceDecision.cause. */
   readonly convergence: string;

@@ -196,7 +196,7 @@ async function joinLedger(context: HostContext): Promise<void> {
 
 async function run(config: HostConfig, log: Logger): Promise<void> {
   const sdkMetrics = await installTemporalRuntime(log);
-  let greet: PeerGreeter = () => 'the runner is starting';
+  let greet: PeerGreeter = () => ({ code: 'link/lost', detail: 'the runner is starting' });
   const { context, leases, close } = await openContext(config, log, (...words) => greet(...words));
   await joinLedger(context);
   const runner = new HostRunner(context);

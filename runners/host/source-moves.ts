@@ -3,7 +3,7 @@
  * by every later one. Decides when an unattended one ends and what is left behind afterwards.
  */
 import { join } from 'node:path';
-import { CodedError } from '../../contracts/failures.ts';
+import { CodedError, FinalError } from '../../contracts/failures.ts';
 import { identityUri, type VmName } from '../../contracts/identity.ts';
 import { timing } from '../../contracts/limits.ts';
 import type {
@@ -59,7 +59,10 @@ export class SourceMoves {
 
   async copyDisk(input: CopyInput, call: OperationCall): Promise<void> {
     const move = await this.#open(input);
-    await this.#attended(move, whileCalled(move.syncDisks(), call));
+    const synced = move.syncDisks().catch((error: unknown): never => {
+      throw error instanceof CodedError ? new FinalError(error.code, error.detail, error) : error;
+    });
+    await this.#attended(move, whileCalled(synced, call));
   }
 
   async copyMemoryAndSwitchOver(input: CopyInput, call: OperationCall): Promise<SessionOutcome> {

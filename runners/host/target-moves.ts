@@ -10,7 +10,7 @@ import { openExports } from '../hypervisor/disk-mirror.ts';
 import type { TargetSession } from '../data-plane/sessions.ts';
 import type { HostContext } from './host-context.ts';
 import { proposeUntilAnswered, readEntry } from './move/ledger-steps.ts';
-import type { PeerGreeter } from './move/peer-link.ts';
+import type { GreetingRefusal, PeerGreeter } from './move/peer-link.ts';
 import { TargetMove } from './move/target-move.ts';
 import { observeTarget } from './observe-target.ts';
 import { preflight } from './preflight.ts';
@@ -128,11 +128,15 @@ export class TargetMoves {
   readonly greet: PeerGreeter = (hello, from) => {
     for (const known of this.#moves.values()) {
       if (known.migration !== hello.migration) continue;
-      if (known.source !== from) return `${from} is not the source of ${hello.migration}`;
-      if (known.epoch !== hello.epoch) return `epoch ${hello.epoch} is not ${known.epoch}`;
+      const refused = (detail: string): GreetingRefusal => ({ code: 'link/refused', detail });
+      if (known.source !== from) return refused(`${from} is not the source of ${hello.migration}`);
+      if (known.epoch !== hello.epoch) {
+        return refused(`epoch ${hello.epoch} is not ${known.epoch}`);
+      }
       return (link) => known.move.attach(link);
     }
-    return `no move ${hello.migration} is prepared here`;
+    // Only the workflow sends sources here, after it was prepared: the runner forgot by a restart.
+    return { code: 'link/lost', detail: `no move ${hello.migration} is prepared here any more` };
   };
 
   /** Resolves when the guest runs and every page is here. */

@@ -164,25 +164,6 @@ describe('as a process', () => {
 });
 
 describe('completion', () => {
-  const bash = (script: string): Promise<string> => new Promise((resolve, reject) => {
-    execFile('bash', ['--norc', '-c', script], { env: { PATH: process.env['PATH'], HOME: dir } },
-      (error, stdout, stderr) => (error === null ? resolve(stdout) : reject(new Error(stderr))));
-  });
-  const complete = async (...words: string[]): Promise<string[]> => {
-    const script = (await run('completion', 'bash')).stdout;
-    await writeFile(join(dir, 'completion.bash'), script);
-    const list = words.map((word) => `'${word}'`).join(' ');
-    return (await bash(`novacron() { echo db web; }; source '${join(dir, 'completion.bash')}'
-      COMP_WORDS=(novacron ${list}); COMP_CWORD=${words.length}; _novacron
-      printf '%s\\n' "\${COMPREPLY[@]}"`)).trim().split('\n');
-  };
-  it('offers commands, flags of the command, and names', async () => {
-    expect(await complete('migr')).toEqual(['migrate', 'migration']);
-    expect(await complete('migration', 'p')).toEqual(['pause', 'post-copy']);
-    expect(await complete('migrate', 'db', '--down')).toEqual(['--downtime-budget']);
-    expect(await complete('vm', 'show', '')).toEqual(expect.arrayContaining(['db', 'web']));
-    expect(await complete('migrate', 'db', '--to', 'd')).toEqual(['db']);
-  }, testMsMax);
   it('names every command in every shell', async () => {
     const paths = completionNodes(describeProgram()).map(({ path }) => path);
     expect(paths).toContain('migration set');

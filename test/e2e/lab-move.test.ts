@@ -12,15 +12,14 @@ import { Lab, labDirectories } from '../../lab/lab.ts';
 import { namespaceExists } from '../../lab/network/network.ts';
 import { processesOfLab } from '../../lab/processes.ts';
 import { existsSync } from 'node:fs';
-import { missingForLab, tellSkipped } from '../support/lab-needs.ts';
+import { describeInLab } from '../support/lab-needs.ts';
 
-const missing = missingForLab();
 const address = '198.18.1.100';
 const mebibyte = 1_048_576;
 /** Composing takes 15 s and a boot 10 s on a quiet machine; three times that on a busy one. */
 const setupMsMax = 180_000;
 
-describe.runIf(missing.length === 0).each([1, 2])('a move in the lab, %i vCPU', (vcpuCount) => {
+describeInLab('a move in the lab', () => describe.each([1, 2])('%i vCPU', (vcpuCount) => {
   let lab: Lab;
   let plant: DirectPlant | null = null;
   let engine: BenchEngine;
@@ -70,8 +69,4 @@ describe.runIf(missing.length === 0).each([1, 2])('a move in the lab, %i vCPU', 
     expect(after?.owner).not.toBe(before?.owner);
     await ledger.close();
   }, setupMsMax);
-});
-
-describe.runIf(missing.length > 0)('a move in the lab', () => {
-  it('is not tried here', () => tellSkipped('a move in the lab', missing));
-});
+}));

@@ -2,15 +2,15 @@
 import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterEach, describe, expect, it } from 'vitest';
+import { afterEach, expect, it } from 'vitest';
 import { runCommand } from '../../lab/command.ts';
 import { Lab, lowerLab, sweepDeadLabs } from '../../lab/lab.ts';
 import { limitRate, namespaceExists, raiseNetwork } from '../../lab/network/network.ts';
 import { labDirectories } from '../../lab/lab.ts';
 import { commandIn } from '../../lab/processes.ts';
 import { listLabs, startTicksOf } from '../../lab/state.ts';
+import { describeWith, missingRoot } from '../support/lab-needs.ts';
 
-const root = process.getuid?.() === 0;
 const labs: string[] = [];
 const raise = async (hostCount = 2): Promise<Lab> => {
   const lab = await Lab.raise({ hostCount });
@@ -24,7 +24,7 @@ const ping = async (namespace: string, address: string): Promise<string> =>
   await runCommand(commandIn(namespace, ['busybox', 'ping', '-c', '1', '-W', '1', address]));
 
 // Namespaces belong to root; elsewhere the bootstrap prints the line that runs the tests as root.
-describe.runIf(root)('the lab network', () => {
+describeWith('the lab network', missingRoot(), () => {
   it('joins hosts and client, and two labs live side by side', async () => {
     const [first, second] = [await raise(2), await raise(2)];
     for (const { plan } of [first, second]) {
@@ -107,11 +107,5 @@ describe.runIf(root)('the lab network', () => {
     expect(namespaceExists(`${dead}-h1`)).toBe(false);
     expect(listLabs()).toContain(kept);
     expect(namespaceExists(`${kept}-h1`)).toBe(true);
-  });
-});
-
-describe.skipIf(root)('the lab network', () => {
-  it('is not tried: making namespaces needs root', () => {
-    console.warn('skipped: lab network tests need root (run them with sudo)');
   });
 });

@@ -7,17 +7,16 @@ import { spawn } from 'node:child_process';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, expect, it } from 'vitest';
 import { hostName, vmName } from '../../contracts/identity.ts';
 import { mib } from '../../contracts/units.ts';
 import { hostStateDirectory } from '../../lab/compose.ts';
 import { meetGuest } from '../../lab/bench/measure.ts';
 import { commandIn, labVariable } from '../../lab/processes.ts';
 import { projectRoot } from '../../lab/guest-image.ts';
-import { missingForLab, tellSkipped } from '../support/lab-needs.ts';
+import { describeInLab } from '../support/lab-needs.ts';
 import { MoveStage, StageGuest, stageMsMax, until } from '../support/move-stage.ts';
 
-const missing = missingForLab();
 const novacron = join(projectRoot, 'cli/main.ts');
 const novacronHost = join(projectRoot, 'runners/host/local-cli.ts');
 const controlAddress = '198.18.0.1';
@@ -28,7 +27,7 @@ interface Said {
   readonly err: string;
 }
 
-describe.runIf(missing.length === 0)('the command line in the lab', () => {
+describeInLab('the command line in the lab', () => {
   let stage: MoveStage;
   let guest: StageGuest;
   const vm = vmName('spoken');
@@ -226,8 +225,4 @@ describe.runIf(missing.length === 0)('the command line in the lab', () => {
     await guest.expectWhole(before);
     await guest.outside.close();
   });
-});
-
-describe.runIf(missing.length > 0)('the command line in the lab', () => {
-  it('is not tried here', () => tellSkipped('the command line in the lab', missing));
 });

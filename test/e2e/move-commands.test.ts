@@ -4,7 +4,7 @@
  * guest, which every test finds running and leaves running.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, expect, it } from 'vitest';
 import { timing } from '../../contracts/limits.ts';
 import type { MigrationPolicy } from '../../contracts/migration.ts';
 import { mib } from '../../contracts/units.ts';
@@ -12,11 +12,10 @@ import type { GuestLoad } from '../../lab/bench/measure.ts';
 import { startMigration } from '../../payloads/migration-client.ts';
 import { hostName } from '../../contracts/identity.ts';
 import { defaultPolicy } from '../../contracts/migration.ts';
-import { missingForLab, tellSkipped } from '../support/lab-needs.ts';
+import { describeInLab } from '../support/lab-needs.ts';
 import { completed, failureCodeOf, MoveStage, stageMsMax, until } from '../support/move-stage.ts';
 import type { StageGuest } from '../support/move-stage.ts';
 
-const missing = missingForLab();
 /** Slow enough that a guest with 64 MiB of data is on its way for 20 s. */
 const slow: Partial<MigrationPolicy> = { bandwidthBytesPerSecond: 4_000_000, postCopy: 'never' };
 /** Faster than `slow` carries. */
@@ -24,7 +23,7 @@ const heavyLoad: GuestLoad = {
   dirtyBytesPerSecond: 40_000_000, workingSetBytes: 16 * mib, order: 'random', pages: 'full',
 };
 
-describe.runIf(missing.length === 0)('commands to a move that runs', () => {
+describeInLab('commands to a move that runs', () => {
   let stage: MoveStage;
   let guest: StageGuest;
 
@@ -215,8 +214,4 @@ describe.runIf(missing.length === 0)('commands to a move that runs', () => {
     expect(ended.kind, JSON.stringify(ended)).toBe('completed');
     await guest.expectAt(target, before, 1);
   });
-});
-
-describe.runIf(missing.length > 0)('commands to a move that runs', () => {
-  it('is not tried here', () => tellSkipped('commands to a move that runs', missing));
 });

@@ -2,22 +2,21 @@
  * Processes that are killed in mid-move, and a guest that shuts itself down: the VM runs on where
  * the ledger says (or is off, by its own will), the move ends, and the next one succeeds.
  */
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, expect, it } from 'vitest';
 import { timing } from '../../contracts/limits.ts';
 import { observerSocketOf } from '../../lab/bench/engines/direct.ts';
 import { meetGuest } from '../../lab/bench/measure.ts';
 import { runLifecycle } from '../../payloads/lifecycle-client.ts';
 import { QmpClient } from '../../runners/hypervisor/qmp/client.ts';
-import { missingForLab, tellSkipped } from '../support/lab-needs.ts';
+import { describeInLab } from '../support/lab-needs.ts';
 import { completed, MoveStage, stageMsMax } from '../support/move-stage.ts';
 import type { StageGuest } from '../support/move-stage.ts';
 
-const missing = missingForLab();
 const slow = { bandwidthBytesPerSecond: 4_000_000 };
 /** A restarted runner is back in 10 s here; an unattended session ends by itself. */
 const endMsMax = timing.sessionUnattendedMsMax + 40_000;
 
-describe.runIf(missing.length === 0)('a move and kill -9', () => {
+describeInLab('a move and kill -9', () => {
   let stage: MoveStage;
   let guest: StageGuest;
 
@@ -95,8 +94,4 @@ describe.runIf(missing.length === 0)('a move and kill -9', () => {
     expect(started).toMatchObject({ kind: 'completed', runState: 'running' });
     await (await meetGuest(stage.lab, guest.address)).close();
   });
-});
-
-describe.runIf(missing.length > 0)('a move and kill -9', () => {
-  it('is not tried here', () => tellSkipped('a move and kill -9', missing));
 });

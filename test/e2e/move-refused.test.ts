@@ -6,7 +6,7 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, expect, it } from 'vitest';
 import { hostName, vmName } from '../../contracts/identity.ts';
 import type { VmName } from '../../contracts/identity.ts';
 import type { MigrationOutcome } from '../../contracts/migration.ts';
@@ -22,12 +22,11 @@ import { runLifecycle } from '../../payloads/lifecycle-client.ts';
 import type { LifecycleOutcome } from '../../contracts/vm-lifecycle.ts';
 import { openRevocationList, revokeCertificates } from '../../payloads/revocation.ts';
 import type { VmSpec } from '../../contracts/runner.ts';
-import { missingForLab, tellSkipped } from '../support/lab-needs.ts';
+import { describeInLab } from '../support/lab-needs.ts';
 import { completed, failureCodeOf, MoveStage, stageMsMax, until } from '../support/move-stage.ts';
 import type { StageGuest } from '../support/move-stage.ts';
 import type { Answer, StrangerOrder } from '../support/stranger.ts';
 
-const missing = missingForLab();
 const stranger = join(import.meta.dirname, '../support/stranger.ts');
 const seed = process.env['NOVACRON_TEST_SEED'] ?? randomBytes(4).toString('hex');
 /** Bytes that look random and are the same for the same seed. */
@@ -56,7 +55,7 @@ async function hurtImages(directory: string): Promise<[string, string, string]> 
 const failureOf = (outcome: MigrationOutcome | LifecycleOutcome): string =>
   outcome.kind === 'failed' ? outcome.failure.code : outcome.kind;
 
-describe.runIf(missing.length === 0)('bad input', () => {
+describeInLab('bad input', () => {
   let stage: MoveStage;
   let guest: StageGuest;
   /** Runs, and nobody talks to it: what may be hurt. */
@@ -274,8 +273,4 @@ describe.runIf(missing.length === 0)('bad input', () => {
     await completed(outcome);
     await guest.expectAt(target, before, 1);
   });
-});
-
-describe.runIf(missing.length > 0)('bad input', () => {
-  it('is not tried here', () => tellSkipped('bad input', missing));
 });

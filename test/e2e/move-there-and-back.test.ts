@@ -10,18 +10,17 @@ import { runCommand } from '../../lab/command.ts';
 import { hostStateDirectory } from '../../lab/compose.ts';
 import { runLifecycle } from '../../payloads/lifecycle-client.ts';
 import { diskPath, vmPaths } from '../../runners/hypervisor/vm-directory.ts';
-import { missingForLab, tellSkipped } from '../support/lab-needs.ts';
+import { describeInLab } from '../support/lab-needs.ts';
 import { lightLoad, MoveStage, stageMsMax } from '../support/move-stage.ts';
 import type { StageGuest } from '../support/move-stage.ts';
 
-const missing = missingForLab();
 const diskLoad = { diskBytesPerSecond: 4_000_000 };
 const heavyLoad: GuestLoad = {
   dirtyBytesPerSecond: 50_000_000, workingSetBytes: 16 * mib, order: 'random', pages: 'full',
   ...diskLoad,
 };
 
-describe.runIf(missing.length === 0)('there and back', () => {
+describeInLab('there and back', () => {
   let stage: MoveStage;
 
   beforeAll(async () => {
@@ -81,8 +80,4 @@ describe.runIf(missing.length === 0)('there and back', () => {
       await stage.expectClean(host, guest.vm);
     });
   });
-});
-
-describe.runIf(missing.length > 0)('there and back', () => {
-  it('is not tried here', () => tellSkipped('there and back', missing));
 });

@@ -5,6 +5,7 @@
 
 pub mod convergence;
 pub mod digest;
+pub mod dirtying;
 pub mod frame;
 pub mod hello;
 pub mod pacing;

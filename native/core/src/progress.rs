@@ -1,62 +1,139 @@
 //! How far a move is and when it will end: honest or silent.
+//!
+//! The forecast plays the rest of the move: it sends what is left at the rate of the link, lets the
+//! guest dirty what its curve says, and asks the same rule that will really decide.
 
-use crate::convergence::AIM_MS;
+use crate::convergence::{self, Decision, Reason, Situation};
+use crate::dirtying::DirtyCurve;
 
-/// Rounds that a forecast looks ahead; what has not converged by then has no honest end.
-const FORECAST_ROUNDS_MAX: usize = 200;
+/// Rounds that a forecast looks ahead: the rule gives up after fewer.
+const FORECAST_ROUNDS_MAX: usize = 400;
 /// Part of the first pass that must have been sent before a rate is trusted.
-const TRUST_PART: f64 = 0.05;
+const TRUST_PART: f64 = 0.02;
 
 /// Figures of one look.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Figures {
-    /// Bytes that had to be sent so far, pages dirtied again counted again.
+#[derive(Clone, Copy, Debug)]
+pub struct Figures<'a> {
+    /// Bytes of pages that had to be sent so far, pages dirtied again counted again.
     pub planned_bytes: f64,
     /// How many of them are applied at the target.
     pub done_bytes: f64,
+    /// Bytes that the link has still to carry for what is dirty, missing or on its way: pages that
+    /// cost nothing are not in it.
+    pub left_bytes: f64,
+    /// On the wire, averaged over seconds.
     pub send_bytes_per_second: Option<f64>,
-    pub dirty_bytes_per_second: f64,
-    /// Since this round began: what the guest wrote in it is still to come.
-    pub round_elapsed_ms: f64,
-    /// Bytes of distinct pages that the guest seems to rewrite; bounds any round.
-    pub working_set_bytes: Option<f64>,
-    /// Consent to post-copy: what does not converge is still sent once.
-    pub post_copy_allowed: bool,
+    /// Since the dirty set was last emptied: what the guest wrote since then is still to come.
+    pub dirtying_ms: f64,
+    /// What the guest writes in a time.
+    pub curve: &'a DirtyCurve,
+    /// As after the last round; rates and what remains are the forecast's own.
+    pub situation: Situation,
+    /// The rounds are over: nothing is counted but what is left.
+    pub decided: bool,
     /// Sending stands still on request.
     pub paused: bool,
     /// Every byte is over.
     pub ended: bool,
 }
 
-/// Milliseconds until memory is over; `None` while nothing honest can be said.
-pub fn eta_ms(figures: &Figures) -> Option<f64> {
+/// Where a move leads if link and guest go on as they are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Outlook {
+    /// Nothing honest can be said.
+    Unknown,
+    /// Memory is over in `eta_ms`, after a last pass of `last_pass_ms` in the blackout.
+    Ends { eta_ms: f64, last_pass_ms: f64, post_copy: bool },
+    /// It will be given up for this reason; switching over would take at least `last_pass_ms`.
+    GivenUp { reason: Reason, last_pass_ms: f64 },
+}
+
+impl Outlook {
+    /// Stable name for records and users.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Ends { post_copy: false, .. } => "ends",
+            Self::Ends { post_copy: true, .. } => "ends-by-post-copy",
+            Self::GivenUp { reason: Reason::Deadline, .. } => "past-deadline",
+            Self::GivenUp { .. } => "not-converging",
+        }
+    }
+
+    /// Milliseconds until memory is over, `None` when that is not known or will not be.
+    pub fn eta_ms(&self) -> Option<f64> {
+        match self {
+            Self::Ends { eta_ms, .. } => Some(*eta_ms),
+            Self::Unknown | Self::GivenUp { .. } => None,
+        }
+    }
+
+    /// What the last pass takes, or would take at the least.
+    pub fn last_pass_ms(&self) -> Option<f64> {
+        match self {
+            Self::Ends { last_pass_ms, .. } | Self::GivenUp { last_pass_ms, .. } => {
+                Some(*last_pass_ms)
+            }
+            Self::Unknown => None,
+        }
+    }
+}
+
+/// Plays the rest of the move.
+pub fn outlook(figures: &Figures<'_>) -> Outlook {
+    let ends = |eta_ms| Outlook::Ends { eta_ms, last_pass_ms: 0.0, post_copy: false };
     if figures.ended {
-        return Some(0.0);
+        return ends(0.0);
     }
-    let rate = figures.send_bytes_per_second.filter(|rate| *rate > 0.0)?;
-    if figures.paused || figures.done_bytes < figures.planned_bytes * TRUST_PART {
-        return None;
+    let known = figures.send_bytes_per_second.filter(|rate| *rate > 0.0);
+    let Some(rate) = known.filter(|_| !figures.paused) else { return Outlook::Unknown };
+    if figures.decided {
+        return ends(figures.left_bytes / rate * 1e3);
     }
-    let mut left = (figures.planned_bytes - figures.done_bytes).max(0.0);
+    if figures.done_bytes < figures.planned_bytes * TRUST_PART {
+        return Outlook::Unknown;
+    }
+    forecast(figures, rate)
+}
+
+fn forecast(figures: &Figures<'_>, rate: f64) -> Outlook {
+    let mut next = Situation { send_bytes_per_second: Some(rate), ..figures.situation };
+    let (mut left, mut dirtying_ms) = (figures.left_bytes, figures.dirtying_ms);
     let mut total_ms = 0.0;
-    let mut dirtying_ms = figures.round_elapsed_ms;
+    let mut shortest_ms = f64::INFINITY;
     for _ in 0..FORECAST_ROUNDS_MAX {
         let round_ms = left / rate * 1e3;
         total_ms += round_ms;
         dirtying_ms += round_ms;
-        if dirtying_ms <= AIM_MS {
-            return Some(total_ms);
+        left = figures.curve.after(dirtying_ms / 1e3);
+        next.rounds_sent += 1;
+        next.elapsed_ms += round_ms;
+        next.remaining_bytes = left;
+        next.dirty_bytes_per_second = figures.curve.rate();
+        let pass_ms = left / rate * 1e3;
+        shortest_ms = shortest_ms.min(pass_ms);
+        match convergence::decide(&next) {
+            Decision::SwitchOver { .. } => {
+                return Outlook::Ends {
+                    eta_ms: total_ms + pass_ms, last_pass_ms: pass_ms, post_copy: false,
+                };
+            }
+            Decision::PostCopy { .. } => {
+                return Outlook::Ends {
+                    eta_ms: total_ms + pass_ms, last_pass_ms: 0.0, post_copy: true,
+                };
+            }
+            Decision::GiveUp { reason } => {
+                return Outlook::GivenUp { reason, last_pass_ms: shortest_ms };
+            }
+            Decision::NextRound { .. } => {}
         }
-        let dirtied = figures.dirty_bytes_per_second * dirtying_ms / 1e3;
-        let next = figures.working_set_bytes.map_or(dirtied, |set| dirtied.min(set));
-        if next > rate * dirtying_ms / 1e3 * 0.97 {
-            let rest_ms = next / rate * 1e3;
-            return figures.post_copy_allowed.then_some(total_ms + 2.0 * rest_ms);
-        }
-        left = next;
+        let flat = convergence::is_flat(&next);
+        next.flat_rounds = if flat { next.flat_rounds + 1 } else { 0 };
+        next.previous_remaining_bytes = Some(left);
         dirtying_ms = 0.0;
     }
-    None
+    Outlook::GivenUp { reason: Reason::NotConverging, last_pass_ms: shortest_ms }
 }
 
 /// Percent that never falls, and reaches 100 only at the end.
@@ -68,13 +145,13 @@ pub struct Percent {
 impl Percent {
     /// The share of time that seems to be over: elapsed against elapsed plus what is left; the
     /// share of bytes while there is no estimate.
-    pub fn update(&mut self, figures: &Figures, elapsed_ms: f64) -> f64 {
+    pub fn update(&mut self, figures: &Figures<'_>, outlook: &Outlook, elapsed_ms: f64) -> f64 {
         let bytes_share = if figures.planned_bytes > 0.0 {
             figures.done_bytes / figures.planned_bytes
         } else {
             0.0
         };
-        let share = match eta_ms(figures) {
+        let share = match outlook.eta_ms() {
             Some(left) if elapsed_ms + left > 0.0 => elapsed_ms / (elapsed_ms + left),
             _ => bytes_share,
         };
@@ -85,74 +162,4 @@ impl Percent {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// A move on a constant link with a guest that writes at a constant rate over a working set.
-    fn simulate(total: f64, rate: f64, dirty: f64, set: f64) -> Option<Vec<(f64, Figures)>> {
-        let (mut looks, mut now, mut planned, mut done) = (Vec::new(), 0.0, total, 0.0);
-        let mut left = total;
-        for _ in 0..60 {
-            let round_s = left / rate;
-            for step in 0..50 {
-                let part = f64::from(step) / 50.0;
-                looks.push((now + round_s * part * 1e3, Figures {
-                    planned_bytes: planned,
-                    done_bytes: done + left * part,
-                    send_bytes_per_second: Some(rate),
-                    dirty_bytes_per_second: dirty,
-                    round_elapsed_ms: round_s * part * 1e3,
-                    working_set_bytes: Some(set),
-                    ..Figures::default()
-                }));
-            }
-            now += round_s * 1e3;
-            done += left;
-            if round_s * 1e3 <= AIM_MS {
-                looks.push((now, Figures { ended: true, ..Figures::default() }));
-                return Some(looks);
-            }
-            left = (dirty * round_s).min(set);
-            planned += left;
-        }
-        None
-    }
-
-    proptest! {
-        #[test]
-        fn after_a_fifth_of_the_move_the_eta_is_within_a_fifth(
-            total in 1e8..1e10_f64, rate in 1e7..2e9_f64, part in 0.0..0.9_f64, set in 1e6..5e8_f64,
-        ) {
-            if let Some(looks) = simulate(total, rate, rate * part, set) {
-                let end = looks.last().map_or(0.0, |look| look.0);
-                let mut percent = Percent::default();
-                let mut before = 0.0;
-                for (now, figures) in &looks {
-                    let value = percent.update(figures, *now);
-                    prop_assert!(value >= before && value <= 100.0);
-                    before = value;
-                    if *now >= end * 0.2 {
-                        let eta = eta_ms(figures);
-                        prop_assert!(eta.is_some_and(|eta| ((*now + eta) - end).abs() <= end * 0.2),
-                            "at {now} of {end}: {eta:?}");
-                    }
-                }
-                prop_assert!((before - 100.0).abs() < f64::EPSILON);
-            }
-        }
-    }
-
-    #[test]
-    fn no_estimate_without_a_rate_or_without_an_end() {
-        let figures = Figures { planned_bytes: 1e9, done_bytes: 5e8, ..Figures::default() };
-        assert_eq!(eta_ms(&figures), None);
-        let endless = Figures {
-            send_bytes_per_second: Some(1e8), dirty_bytes_per_second: 3e8,
-            working_set_bytes: Some(8e8), ..figures
-        };
-        assert_eq!(eta_ms(&endless), None);
-        assert!(eta_ms(&Figures { post_copy_allowed: true, ..endless }).is_some());
-        assert_eq!(eta_ms(&Figures { paused: true, ..endless }), None);
-    }
-}
+mod tests;

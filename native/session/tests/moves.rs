@@ -310,3 +310,19 @@ fn strangers_unknown_moves_and_garbage_are_refused_and_harm_nothing() {
     attempt.source.converged().wait().expect("converged");
     finish(&lab, &attempt);
 }
+
+#[test]
+fn a_target_that_was_started_anew_is_a_lost_link_and_no_refusal() {
+    for post_copy in [false, true] {
+        let lab = Lab::new(64 << 20);
+        lab.guest.write_pages(0, PAGES, 1);
+        let wanted = Wanted { bandwidth: 4_000_000, post_copy, ..Wanted::default() };
+        let attempt = lab.start(&wanted);
+        begin(&attempt);
+        until("progress", || attempt.source.snapshot().sent_pages > 100);
+        // What a killed runner leaves: cut lanes, and behind the same port nobody who knows the move.
+        attempt.target.end();
+        let failure = attempt.source.converged().wait().expect_err("the move ends");
+        assert_eq!(failure.code, FailureCode::LinkLost, "post-copy {post_copy}: {failure}");
+    }
+}

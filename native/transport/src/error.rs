@@ -105,9 +105,11 @@ impl LinkError {
             LaneError::Closed => Self::Closed,
             LaneError::Deadline => Self::Deadline,
             LaneError::Io(cause) => Self::Unreachable(cause),
-            LaneError::Truncated => {
-                Self::Refused("the peer ended the connection during the handshake".to_owned())
-            }
+            // A process that is killed ends like this; one that refuses says so by an alert.
+            LaneError::Truncated => Self::Unreachable(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the peer ended the connection during the handshake",
+            )),
             other @ (LaneError::Protocol(_) | LaneError::Alert(_)) => {
                 Self::Refused(other.to_string())
             }

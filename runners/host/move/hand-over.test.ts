@@ -278,7 +278,10 @@ function stage(faults: Faults = {}) {
       drained: () => step('drain'),
       cut: () => step('disks-cut'),
       cancel: () => step('disks-cancel'),
-      progress: () => ({ bytesTotal: 0, bytesDone: 0, mode: 'none', said: '' }),
+      progress: () => ({
+        bytesTotal: 0, bytesDone: 0, bytesAtStart: 0, bytesAllocated: null,
+        bytesPerSecondMax: 0, mode: 'none', said: '',
+      }),
     },
   });
   return {

@@ -5,8 +5,8 @@
 import type { Logger } from 'pino';
 import { CodedError } from '../../../contracts/failures.ts';
 import {
-  askWriteBlocking, canChangeMirrorMode, cancelMirror, cutMirror, mirrorFailure, mirrorProgress,
-  setMirrorSpeed, startMirror, switchToWriteBlocking, waitMirrorDrained,
+  allocatedBytes, askWriteBlocking, canChangeMirrorMode, cancelMirror, cutMirror, mirrorFailure,
+  mirrorProgress, setMirrorSpeed, startMirror, switchToWriteBlocking, waitMirrorDrained,
 } from '../../hypervisor/disk-mirror.ts';
 import type { QmpClient } from '../../hypervisor/qmp/client.ts';
 import { freshPace, judgePace } from './mirror-pace.ts';
@@ -33,7 +33,8 @@ export class MirrorSet implements SourceDisks {
   readonly #qmp: QmpClient;
   readonly #disks: readonly Disk[];
   readonly #log: Logger;
-  readonly #done = new Map<string, { done: number; total: number }>();
+  readonly #done = new Map<string, { done: number; total: number; atStart: number | null }>();
+  #allocated: number | null = null;
   #mode: MirrorProgress['mode'] = 'none';
   readonly #heldBack = new Set<string>();
   #said = '';
@@ -50,7 +51,7 @@ export class MirrorSet implements SourceDisks {
     this.#disks = options.disks;
     this.#log = options.log;
     for (const { name, sizeBytes } of options.disks) {
-      this.#done.set(name, { done: 0, total: sizeBytes });
+      this.#done.set(name, { done: 0, total: sizeBytes, atStart: null });
     }
   }
 
@@ -62,6 +63,7 @@ export class MirrorSet implements SourceDisks {
   async #start(sockets: readonly string[]): Promise<void> {
     if (this.#disks.length === 0) return;
     this.#sinceEvent = this.#qmp.eventCount;
+    this.#allocated = await allocatedBytes(this.#qmp, this.#disks.map(({ name }) => name));
     // Before 8.2 a running job can't become write-blocking, so it has to be from the start.
     const mode = canChangeMirrorMode(this.#qmp) ? 'background' as const : 'write-blocking' as const;
     for (const [index, { name }] of this.#disks.entries()) {
@@ -83,7 +85,8 @@ export class MirrorSet implements SourceDisks {
     while (!this.#cancelled) {
       const look = await mirrorProgress(this.#qmp, name);
       if (look === null || look.failed) throw this.#failureOf(name);
-      this.#done.set(name, { done: look.bytesDone, total: look.bytesTotal });
+      const { bytesDone: done, bytesTotal: total } = look;
+      this.#done.set(name, { done, total, atStart: this.#done.get(name)?.atStart ?? total });
       if (look.ready) return;
       const judged = judgePace(pace, {
         bytesLeft: look.bytesTotal - look.bytesDone, nowMs: performance.now(),
@@ -126,7 +129,7 @@ export class MirrorSet implements SourceDisks {
     await this.#whileAlive(() => Promise.all(this.#disks.map(async ({ name }) => {
       await waitMirrorDrained(this.#qmp, { disk: name, timeoutMs: drainTimeoutMs });
       const state = this.#done.get(name);
-      if (state !== undefined) this.#done.set(name, { done: state.total, total: state.total });
+      if (state !== undefined) this.#done.set(name, { ...state, done: state.total });
     })));
   }
 
@@ -162,10 +165,15 @@ export class MirrorSet implements SourceDisks {
   progress(): MirrorProgress {
     let bytesDone = 0;
     let bytesTotal = 0;
-    for (const { done, total } of this.#done.values()) {
+    let bytesAtStart = 0;
+    for (const { done, total, atStart } of this.#done.values()) {
       bytesDone += done;
       bytesTotal += total;
+      bytesAtStart += atStart ?? total;
     }
-    return { bytesDone, bytesTotal, mode: this.#mode, said: this.#said };
+    return {
+      bytesDone, bytesTotal, bytesAtStart, bytesAllocated: this.#allocated, mode: this.#mode,
+      bytesPerSecondMax: this.#bytesPerSecond * this.#disks.length, said: this.#said,
+    };
   }
 }

@@ -42,8 +42,10 @@ beforeAll(async () => {
   server = await servePeerLinks({
     address: '127.0.0.1', port: 0, tls: await tlsOf('host', 'h2'), log,
     greet: (words, from) => {
-      if (from !== 'h1' && from !== 'h3') return `${from} is not the source`;
-      if (words.migration !== migration) return 'no such move';
+      if (from !== 'h1' && from !== 'h3') {
+        return { code: 'link/refused', detail: `${from} is not the source` };
+      }
+      if (words.migration !== migration) return { code: 'link/lost', detail: 'no such move' };
       return (link) => {
         links.push(link);
         link.send({ version: 1, kind: 'gave-up', code: 'disk/full', detail: 'said at once' });
@@ -75,6 +77,12 @@ describe('the peer link', () => {
   ])('refuses %s', async (_what, expected, own, code) => {
     const opening = openPeerLink(target(expected), await tlsOf('host', own), hello);
     await expect(opening).rejects.toMatchObject({ code });
+  });
+
+  test('tells a runner that forgot the move from one that refuses it', async () => {
+    const other = { ...hello, migration: 'migrate/other/r1' as typeof hello.migration };
+    await expect(openPeerLink(target(), await tlsOf('host', 'h1'), other)).rejects.toMatchObject({
+      code: 'link/lost', detail: expect.stringContaining('no such move') as string });
   });
 
   test('refuses a certificate of another role', async () => {

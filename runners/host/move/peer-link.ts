@@ -6,7 +6,7 @@
 import { once } from 'node:events';
 import { createServer, type Server, type TLSSocket } from 'node:tls';
 import type { Logger } from 'pino';
-import { CodedError } from '../../../contracts/failures.ts';
+import { CodedError, type FailureCode } from '../../../contracts/failures.ts';
 import type { HostName, Identity } from '../../../contracts/identity.ts';
 import { encodeFrame, FrameDecoder } from '../../../payloads/json-frames.ts';
 import type { RevocationList } from '../../../payloads/revocation.ts';
@@ -95,6 +95,17 @@ export class PeerLink implements PeerConversation {
     this.#end(new Error('closed on this side'));
   }
 
+  /** Says why the conversation is not taken, then ends it. */
+  refuse(code: FailureCode, detail: string): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    clearInterval(this.#timer);
+    this.#socket.end(encodeFrame({ version: 1, kind: 'gave-up', code, detail }));
+    // A peer that does not hang up is hung up on.
+    setTimeout(() => this.#socket.destroy(), silenceMsMax).unref();
+    this.#gone.resolve(new Error(`refused: ${detail}`));
+  }
+
   #beat(): void {
     if (performance.now() - this.#heardAtMs > silenceMsMax) {
       this.#end(new Error(`the peer was silent for ${silenceMsMax} ms`));
@@ -149,7 +160,10 @@ export interface PeerTls {
   readonly revoked: RevocationList;
 }
 
-/** Opens the link to a target. Failures: link/refused, certificate/revoked, link/lost, host/unreachable. */
+/**
+ * Opens the link to a target. Failures: link/refused, certificate/revoked, host/unreachable,
+ * link/lost (also from a runner that was started anew and knows nothing of the move).
+ */
 export async function openPeerLink(
   peer: PeerAddress, tls: PeerTls, hello: Extract<PeerMessage, { kind: 'hello' }>,
 ): Promise<PeerLink> {
@@ -163,14 +177,23 @@ export async function openPeerLink(
   const first = await Promise.race([link.next(), link.gone]);
   if (!(first instanceof Error) && first.kind === 'welcome') return link;
   link.close();
+  if (!(first instanceof Error) && first.kind === 'gave-up') {
+    throw new CodedError(first.code, `${where}: ${first.detail}`);
+  }
   const why = first instanceof Error ? first.message : first.kind;
   throw new CodedError('link/refused', `${where} did not welcome the move: ${why}`);
+}
+
+/** Why a hello is not welcomed, as the peer will report it. */
+export interface GreetingRefusal {
+  readonly code: FailureCode;
+  readonly detail: string;
 }
 
 /** Decides about a hello: why not, or who takes the link once it is welcomed. */
 export type PeerGreeter = (
   hello: Extract<PeerMessage, { kind: 'hello' }>, from: HostName,
-) => string | ((link: PeerLink) => void);
+) => GreetingRefusal | ((link: PeerLink) => void);
 
 /** Listens for source runners. Garbage and strangers are dropped with one log line. */
 export async function servePeerLinks(options: {
@@ -237,10 +260,10 @@ function acceptPeer(
     clearTimeout(timer);
     const taker = message.kind === 'hello'
       ? options.greet(message, identity.name as HostName)
-      : 'the first message must be hello';
-    if (typeof taker === 'string') {
-      options.log.warn({ peer: identity.name, refusal: taker }, 'peer link refused');
-      link.close();
+      : { code: 'link/refused' as const, detail: 'the first message must be hello' };
+    if (typeof taker === 'object') {
+      options.log.warn({ peer: identity.name, ...taker }, 'peer link refused');
+      link.refuse(taker.code, taker.detail);
       return;
     }
     known();

@@ -35,6 +35,12 @@ export interface SourceVmm {
 export interface MirrorProgress {
   readonly bytesTotal: number;
   readonly bytesDone: number;
+  /** The total as the jobs first told it: it grows with what the guest writes. */
+  readonly bytesAtStart: number;
+  /** What the images hold, holes left out; null where the VMM does not say. */
+  readonly bytesAllocated: number | null;
+  /** Cap of all jobs together as it is now; 0 = none. */
+  readonly bytesPerSecondMax: number;
   readonly mode: 'none' | 'background' | 'write-blocking';
   /** Why guest writes are held back, for users; '' when they are not. */
   readonly said: string;

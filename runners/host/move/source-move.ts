@@ -10,6 +10,7 @@ import type {
 } from '../../../contracts/migration.ts';
 import type { TransferRecord } from '../../../contracts/ownership.ts';
 import type { ConvergenceDecision } from '../../data-plane/sessions.ts';
+import { nextDiskPace, type DiskPace } from './eta.ts';
 import { transferFigures } from './figures.ts';
 import { giveUpCause, outcomeBeforeStop } from './give-up-cause.ts';
 import { proposeUntilAnswered, readEntry } from './ledger-steps.ts';
@@ -40,6 +41,7 @@ export class SourceMove {
   #syncing: Promise<void> | null = null;
   #running: Promise<SessionOutcome> | null = null;
   #paused = false;
+  #diskPace: DiskPace | null = null;
   #targetRuns: RunningMessage | null = null;
   #targetFailure: FailureReport | null = null;
   #wake = Promise.withResolvers<void>();
@@ -65,12 +67,14 @@ export class SourceMove {
   }
 
   progress(): SessionProgress {
-    return sessionProgress({
-      phase: this.#phase,
-      paused: this.#paused,
-      memory: this.#options.session.snapshot(),
-      disks: this.#options.disks.progress(),
-    });
+    const [memory, disks] = [this.#options.session.snapshot(), this.#options.disks.progress()];
+    const paused = this.#paused;
+    if (this.#phase === 'disk') {
+      const [nowMs, carried] = [this.#options.world.nowMs(), memory.diskBytes];
+      this.#diskPace = nextDiskPace(
+        this.#diskPace, { nowMs, carried, done: disks.bytesDone, paused });
+    }
+    return sessionProgress({ phase: this.#phase, paused, memory, disks, pace: this.#diskPace });
   }
 
   /** Link, lanes, disks in sync. Failures: link/*, disk/mirror, migration/cancelled. */
@@ -93,6 +97,8 @@ export class SourceMove {
         throw new CodedError('migration/past-return', `${command.kind}: the VM is being handed over`);
       }
     }
+    // A new limit makes another pace.
+    if (command.kind === 'set-bandwidth') this.#diskPace = null;
     if (command.kind === 'cancel') this.#cancelled.resolve(command.by);
     if (command.kind === 'pause' || command.kind === 'resume') {
       this.#paused = command.kind === 'pause';
@@ -152,6 +158,8 @@ export class SourceMove {
     this.#phase = 'disk';
     const { disks, diskSockets, policy } = this.#options;
     await disks.start(diskSockets);
+    // The pace counts from here; whoever looks goes on with it.
+    this.progress();
     if (policy.bandwidthBytesPerSecond > 0) await disks.setBandwidth(policy.bandwidthBytesPerSecond);
     await disks.synchronised();
   }

@@ -30,6 +30,7 @@ export const blockNodesReply = z.array(
     image: z.object({
       filename: z.string(),
       'virtual-size': size,
+      'actual-size': size.optional(),
       'backing-filename': z.string().optional(),
     }),
     'dirty-bitmaps': z.array(z.object({ count: size, recording: z.boolean() })).optional(),

@@ -14,12 +14,16 @@ use novacron_guest_memory::DirtyTracker;
 use crate::completion::lock;
 use crate::failure::Failure;
 use crate::source::snapshot::remaining_bytes;
+use crate::source::survey;
 use crate::source::{ConvergenceAnswer, FinishMode, FinishedMemory, Shared};
 
-/// How often a long round looks at rates.
+/// How often a long round looks at rates; the first look comes as early as a rate is worth it.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+const FIRST_LOOK: Duration = Duration::from_millis(25);
+/// Looking may take this part of the driver's time: scanning 1 TiB takes a second.
+const LOOK_COST: u32 = 10;
 /// Blackout beside the last pass, as measured with a small machine: device state, ledger, start.
-const FIXED_DOWNTIME_MS: f64 = 6.0;
+pub(crate) const FIXED_DOWNTIME_MS: f64 = 6.0;
 /// After the decision rounds go on, so that the last pass stays short; a nearly clean guest is
 /// looked at this often.
 const WARM_ROUND_EVERY: Duration = Duration::from_millis(2);
@@ -64,10 +68,12 @@ impl<'a> Driver<'a> {
         shared.memory.data_extents(|offset, length| {
             shared.dirty.insert_run(offset / PAGE_BYTES as u64, length.div_ceil(PAGE_BYTES as u64));
         })?;
+        let data_part = survey::data_part(shared)?;
         {
             let mut view = lock(&shared.view);
             view.began = Some(now);
-            view.round_began = now;
+            view.data_part = data_part;
+            view.collected_at = now;
             view.rates.start(0.0, 0.0);
         }
         Ok(Self {
@@ -135,18 +141,22 @@ impl<'a> Driver<'a> {
         {
             let mut view = lock(&self.shared.view);
             view.round = self.rounds_sent;
-            view.round_began = Instant::now();
             if self.shared.flights.iter().all(|flight| flight.pending().0 == 0) {
                 let since = (self.swept_at - self.began).as_secs_f64();
                 view.rates.skip_idle(since, self.began.elapsed().as_secs_f64());
             }
         }
         let sweep = self.shared.orders.start_sweep();
+        let mut patience = FIRST_LOOK;
         loop {
-            match self.shared.orders.wait_swept(sweep, LOOK_EVERY) {
+            match self.shared.orders.wait_swept(sweep, patience) {
                 None => return Ok(None),
                 Some(true) => break,
-                Some(false) => self.look()?,
+                Some(false) => {
+                    let began = Instant::now();
+                    self.look()?;
+                    patience = (patience * 2).min(LOOK_EVERY).max(began.elapsed() * LOOK_COST);
+                }
             }
         }
         if self.let_land().is_none() {
@@ -178,7 +188,10 @@ impl<'a> Driver<'a> {
         self.measure_sending();
         let dirty = self.tracker.peek()?.pages * PAGE_BYTES as u64;
         let seconds = self.collected_at.elapsed().as_secs_f64();
-        lock(&self.shared.view).rates.dirtied(dirty as f64, seconds);
+        let data_part = survey::data_part(self.shared)?;
+        let mut view = lock(&self.shared.view);
+        view.rates.dirtied(dirty as f64, seconds);
+        view.data_part = data_part;
         Ok(())
     }
 
@@ -196,7 +209,11 @@ impl<'a> Driver<'a> {
         let seconds = self.collected_at.elapsed().as_secs_f64();
         self.collected_at = Instant::now();
         let bytes = (totals.pages * PAGE_BYTES as u64) as f64;
-        lock(&self.shared.view).rates.dirtied(bytes, seconds);
+        let mut view = lock(&self.shared.view);
+        view.rates.dirtied(bytes, seconds);
+        view.collected_at = self.collected_at;
+        // What was just written is hardly ever zero; a longer round looks again.
+        view.data_part = 1.0;
         Ok(totals.pages)
     }
 
@@ -230,7 +247,12 @@ impl<'a> Driver<'a> {
         self.previous_remaining = Some(situation.remaining_bytes);
         let mut view = lock(&self.shared.view);
         view.convergence = decision.reason().name();
-        view.estimated_downtime_ms = convergence::estimated_downtime_ms(situation);
+        view.decided = !matches!(decision, Decision::NextRound { .. });
+        view.situation = Some(Situation {
+            flat_rounds: self.flat_rounds,
+            previous_remaining_bytes: self.previous_remaining,
+            ..*situation
+        });
     }
 
     fn answer(&self, situation: &Situation, decision: Decision) {

@@ -41,8 +41,15 @@ fn serve_lane(shared: &Shared, lane: Lane, told: &mut bool) -> Result<(), Failur
     let mut reader = lane.reader;
     reader.set_deadline(Some(Instant::now() + OPEN_WAIT_MAX));
     let mut frames = FrameReader::new(reader);
-    if !matches!(frames.next()?, (_, Frame::Resume)) {
-        return Err(Failure::new(FailureCode::LinkRefused, "no resume frame on the fault lane"));
+    match frames.next()? {
+        (_, Frame::Resume) => {}
+        (_, Frame::Refused { reason }) => {
+            shared.fail(shared.refusal(reason));
+            return Ok(());
+        }
+        _ => {
+            return Err(Failure::new(FailureCode::LinkRefused, "no resume frame on the fault lane"));
+        }
     }
     if !std::mem::replace(told, true) {
         shared.one_ready();

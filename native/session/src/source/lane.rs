@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Instant;
 
 use novacron_core::digest::{DigestTable, PageHasher};
-use novacron_core::frame::{Frame, HEADER_BYTES, PAGES_HEAD_BYTES, Refusal, pages_head};
+use novacron_core::frame::{Frame, HEADER_BYTES, PAGES_HEAD_BYTES, pages_head};
 use novacron_core::hello::LaneRole;
 use novacron_core::pages::PageSet;
 use novacron_core::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
@@ -102,7 +102,7 @@ impl LaneSender {
         let applied = match frames.next() {
             Ok((applied, Frame::Resume)) => applied,
             Ok((_, Frame::Refused { reason })) => {
-                self.shared.fail(refusal(reason));
+                self.shared.fail(self.shared.refusal(reason));
                 return Stop::Ended;
             }
             Ok(_) => {
@@ -379,7 +379,7 @@ fn receive(shared: &Shared, flight: &Flight, mut frames: FrameReader) {
                 flight.applied(applied, |sent| shared.note_applied(sent));
             }
             Ok((_, Frame::Refused { reason })) => {
-                shared.fail(refusal(reason));
+                shared.fail(shared.refusal(reason));
                 break;
             }
             Ok(_) => {
@@ -391,17 +391,4 @@ fn receive(shared: &Shared, flight: &Flight, mut frames: FrameReader) {
     }
     flight.set_broken();
     shared.orders.poke();
-}
-
-fn refusal(reason: Refusal) -> Failure {
-    match reason {
-        Refusal::Unknown => Failure::new(FailureCode::LinkRefused, "the target expects no such move"),
-        Refusal::Digest => {
-            Failure::new(FailureCode::MigrationDigest, "a lane's digest differs at the target")
-        }
-        Refusal::Failed => {
-            Failure::new(FailureCode::EngineFailed, "the target could not go on; see its log")
-        }
-        Refusal::Closed => Failure::new(FailureCode::LinkLost, "the target closed the session"),
-    }
 }

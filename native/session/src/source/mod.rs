@@ -7,6 +7,7 @@ mod lane;
 mod orders;
 mod rates;
 mod snapshot;
+mod survey;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use novacron_core::convergence::Decision;
+use novacron_core::frame::Refusal;
 use novacron_core::hello::{Hello, LaneRole};
 use novacron_core::{LANE_COUNT_MAX, MEMORY_BYTES_MAX, PAGE_BYTES};
 use novacron_disk::GateOptions;
@@ -215,6 +217,28 @@ impl Shared {
         self.orders.phase() == Phase::Ended
     }
 
+    /// What a refused lane means. A peer that has taken our lanes before and knows nothing of the
+    /// move any more was started anew: nobody denies us anything, the link is lost.
+    pub(crate) fn refusal(&self, reason: Refusal) -> Failure {
+        let was_taken = matches!(self.connected.peek(), Some(Ok(())));
+        match reason {
+            Refusal::Unknown if was_taken => Failure::new(
+                FailureCode::LinkLost,
+                "the target no longer knows the move: its runner was started anew",
+            ),
+            Refusal::Unknown => {
+                Failure::new(FailureCode::LinkRefused, "the target expects no such move")
+            }
+            Refusal::Digest => {
+                Failure::new(FailureCode::MigrationDigest, "a lane's digest differs at the target")
+            }
+            Refusal::Failed => {
+                Failure::new(FailureCode::EngineFailed, "the target could not go on; see its log")
+            }
+            Refusal::Closed => Failure::new(FailureCode::LinkLost, "the target closed the session"),
+        }
+    }
+
     /// Ends the session with this failure, unless it has ended.
     pub(crate) fn fail(&self, failure: Failure) {
         {
@@ -315,6 +339,13 @@ impl SourceSession {
             let shared = self.shared.clone();
             start("faults", move || faults::serve(&shared))?;
         }
+        let shared = self.shared.clone();
+        // An estimate alone: without it there is none until the first round.
+        start("survey", move || {
+            if let Ok(bytes) = survey::data_bytes(&shared) {
+                lock(&shared.view).surveyed_bytes = bytes;
+            }
+        })?;
         let shared = self.shared.clone();
         start("device", move || device_tunnel(&shared, &device))?;
         for (index, listener) in disks.into_iter().enumerate() {

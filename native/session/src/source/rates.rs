@@ -1,16 +1,20 @@
 //! What the rounds measured: how fast the link takes bytes, how fast the guest writes them.
 
+use novacron_core::dirtying::DirtyCurve;
+
 /// Bytes of a sample that says something about the link and not about one wake-up.
 const SAMPLE_BYTES_MIN: f64 = 4_194_304.0;
 /// Weight of the newest sample; links change slowly, single rounds are noisy.
 const NEWEST_WEIGHT: f64 = 0.5;
+/// What the average for estimates looks back on, seconds: an ETA that follows every sample jumps.
+const AVERAGE_SECONDS: f64 = 5.0;
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Rates {
     send_bytes_per_second: Option<f64>,
-    dirty_bytes_per_second: f64,
-    working_set_bytes: Option<f64>,
-    dirty_sample: Option<(f64, f64)>,
+    /// Bytes and seconds, older ones with less weight.
+    average: (f64, f64),
+    curve: DirtyCurve,
     sample_began: (f64, f64),
 }
 
@@ -40,6 +44,8 @@ impl Rates {
             return;
         }
         let sample = bytes / seconds;
+        let fade = (-seconds / AVERAGE_SECONDS).exp();
+        self.average = (self.average.0 * fade + bytes, self.average.1 * fade + seconds);
         self.send_bytes_per_second = Some(match known {
             Some(before) if enough => before + (sample - before) * NEWEST_WEIGHT,
             _ => sample,
@@ -49,21 +55,13 @@ impl Rates {
 
     /// Takes a count of dirty bytes, `seconds` after the dirty set was last emptied.
     pub(crate) fn dirtied(&mut self, bytes: f64, seconds: f64) {
-        if seconds <= 0.0 {
-            return;
-        }
-        if let Some((before_bytes, before_seconds)) = self.dirty_sample
-            && seconds > before_seconds * 1.5
-        {
-            let stalled = bytes < before_bytes * 1.15;
-            self.working_set_bytes = stalled.then_some(bytes.max(before_bytes));
-        }
-        self.dirty_bytes_per_second = bytes / seconds;
-        self.dirty_sample = Some((bytes, seconds));
+        self.curve.observe(seconds, bytes);
     }
 
-    /// The same link is slower under a new limit at once, not after it was measured.
+    /// The same link is slower under a new limit at once, not after it was measured; what a higher
+    /// one gives has to be measured.
     pub(crate) fn limit(&mut self, bytes_per_second: u64) {
+        self.average = (0.0, 0.0);
         if bytes_per_second > 0 {
             let limit = bytes_per_second as f64;
             self.send_bytes_per_second = self.send_bytes_per_second.map(|rate| rate.min(limit));
@@ -74,12 +72,18 @@ impl Rates {
         self.send_bytes_per_second
     }
 
-    pub(crate) fn dirty(&self) -> f64 {
-        self.dirty_bytes_per_second
+    /// The rate for estimates: over seconds rather than the last sample.
+    pub(crate) fn steady(&self) -> Option<f64> {
+        let (bytes, seconds) = self.average;
+        if bytes > 0.0 && seconds > 0.0 { Some(bytes / seconds) } else { self.send() }
     }
 
-    pub(crate) fn working_set(&self) -> Option<f64> {
-        self.working_set_bytes
+    pub(crate) fn dirty(&self) -> f64 {
+        self.curve.rate()
+    }
+
+    pub(crate) fn curve(&self) -> &DirtyCurve {
+        &self.curve
     }
 }
 
@@ -115,12 +119,19 @@ mod tests {
     }
 
     #[test]
-    fn a_set_that_stops_growing_is_the_working_set() {
+    fn estimates_use_an_average_that_follows_a_new_limit_at_once() {
         let mut rates = Rates::default();
-        rates.dirtied(1e6, 0.1);
-        rates.dirtied(2e6, 0.2);
-        assert_eq!(rates.working_set(), None);
-        rates.dirtied(2.1e6, 0.4);
-        assert_eq!(rates.working_set(), Some(2.1e6));
+        rates.start(0.0, 0.0);
+        let mut applied = 0.0;
+        for sample in 1..=40 {
+            applied += if sample % 2 == 0 { 12e6 } else { 8e6 };
+            rates.sent(f64::from(sample), applied, false);
+        }
+        let steady = rates.steady().expect("a rate");
+        assert!((steady / 10e6 - 1.0).abs() < 0.06, "{steady}");
+        rates.limit(1_000_000);
+        assert!(rates.steady().is_some_and(|rate| rate <= 1e6));
+        rates.sent(41.0, applied + 1e6, false);
+        assert!(rates.steady().is_some_and(|rate| (rate - 1e6).abs() < 1.0));
     }
 }
