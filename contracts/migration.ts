@@ -92,6 +92,9 @@ export interface TransferFigures {
   readonly convergence: string;
 }
 
+/** Counters of the source once every page is at the target: post-copy goes on after the start. */
+export type LateFigures = Pick<TransferFigures, 'bytesOnWire' | 'memoryBytesSent'>;
+
 interface OutcomeCommon {
   readonly version: 1;
   readonly migration: MigrationId;
@@ -341,7 +344,7 @@ export interface HostActivities {
    */
   verifyTarget(input: StepInput): Promise<{ readonly digest: string }>;
   /** Source, only after the ledger says Owned by another: image, disk, tap, directory go. */
-  releaseSource(input: StepInput): Promise<void>;
+  releaseSource(input: StepInput): Promise<LateFigures | null>;
   /** Source, compensation: session ends, VM resumes if the ledger says aborted. */
   abortSource(input: StepInput): Promise<void>;
   /** Target, compensation: everything prepared goes, if the ledger does not own it. */

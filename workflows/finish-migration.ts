@@ -27,7 +27,7 @@ export async function endOpenMigration(
   const tidy = new Compensations();
   if (end === 'committed') {
     await verifyAndSettle(step, () => undefined);
-    tidy.push('releaseSource', () => hostSteps(source).releaseSource(step));
+    tidy.push('releaseSource', async () => { await hostSteps(source).releaseSource(step); });
   } else {
     tidy.push('discardTarget', () => hostSteps(target).discardTarget(step));
     tidy.push('abortSource', () => hostSteps(source).abortSource(step));

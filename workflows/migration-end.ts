@@ -10,7 +10,7 @@ import type { MigrationOutcome, StepInput, TransferFigures } from '../contracts/
 import type { Compensations } from './compensation.ts';
 import { failureOf } from './failure-of.ts';
 import type { MigrationRun } from './migration-run.ts';
-import { runsOnAfter } from './policy/outcome.ts';
+import { runsOnAfter, withLateFigures } from './policy/outcome.ts';
 import { decidingSteps, forwardSteps, hostSteps } from './step-options.ts';
 
 /**
@@ -69,12 +69,13 @@ export async function goForward(
       step, () => run.enter('settle', 'the ledger'),
     );
     run.enter('release', `host ${source}`);
-    const warnings = await hostSteps(source).releaseSource(step).then(
-      () => [],
-      (error: unknown) => [failureOf(error)],
+    const { late, warnings } = await hostSteps(source).releaseSource(step).then(
+      (counted) => ({ late: counted, warnings: [] }),
+      (error: unknown) => ({ late: null, warnings: [failureOf(error)] }),
     );
     return {
-      ...named, kind: 'completed', figures, digest, epochBefore: epoch, epochAfter, warnings,
+      ...named, kind: 'completed', figures: withLateFigures(figures, late), digest,
+      epochBefore: epoch, epochAfter, warnings,
     };
   } catch (error) {
     const failure = failureOf(error);

@@ -7,7 +7,7 @@ import { CodedError, FinalError } from '../../contracts/failures.ts';
 import { identityUri, type VmName } from '../../contracts/identity.ts';
 import { timing } from '../../contracts/limits.ts';
 import type {
-  HostActivities, SessionOutcome, SessionProgress, StepInput,
+  HostActivities, LateFigures, SessionOutcome, SessionProgress, StepInput,
 } from '../../contracts/migration.ts';
 import { bytes, bytesPerSecond, millis } from '../../contracts/units.ts';
 import type { OperationCall } from '../../activities/host-operations.ts';
@@ -79,15 +79,22 @@ export class SourceMoves {
     return known?.migration === step.migration ? known.move.progress() : null;
   }
 
-  /** Source image and files go, once the ledger says that the move is settled elsewhere. */
-  release(input: StepInput): Promise<void> {
+  /**
+   * Source image and files go, once the ledger says that the move is settled elsewhere; answers
+   * what the session had counted by then, null when it is gone.
+   */
+  release(input: StepInput): Promise<LateFigures | null> {
     return this.#turns.take(input.vm, async () => {
       const entry = await readEntry(this.#context.world, input.vm);
       if (entry?.owner === this.#context.host || entry?.phase === 'unsettled') {
         throw new CodedError('ownership/refused', `${input.vm} is ${entry.phase}, not released`);
       }
+      const known = this.#moves.get(input.vm);
+      const last = known?.migration === input.migration ? known.move.progress() : null;
       await this.#close(input.vm);
       await this.#vms.remove(input.vm);
+      return last === null ? null
+        : { bytesOnWire: last.bytesOnWire, memoryBytesSent: last.bytesDone };
     });
   }
 

@@ -121,6 +121,14 @@ describe.skipIf(bench.env === null)('migrateVm', () => {
     expect(centre.whereRuns(vm)).toEqual([hostB]);
   });
 
+  it('counts what post-copy sent after the hand-over', async () => {
+    centre.late = { bytesOnWire: 9_000_000, memoryBytesSent: 8_000_000 };
+    const ended = await move('late').finally(() => { centre.late = null; });
+    expect(ended).toMatchObject({
+      kind: 'completed', figures: { bytesOnWire: 9_000_000, memoryBytesSent: 8_000_000 },
+    });
+  });
+
   it('says where the VM runs when the target cannot be verified', async () => {
     centre.faults.set('verifyTarget', () => { throw new CodedError('vmm/gone', 'target'); });
     expect(await move('r1')).toMatchObject({ kind: 'failed', failure: { code: 'vmm/gone' }, runsOn: hostB });

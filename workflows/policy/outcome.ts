@@ -2,7 +2,7 @@
 import { failureReport } from '../../contracts/failures.ts';
 import type { FailureCode, FailureReport } from '../../contracts/failures.ts';
 import type { HostName } from '../../contracts/identity.ts';
-import type { SessionOutcome, TransferFigures } from '../../contracts/migration.ts';
+import type { LateFigures, SessionOutcome, TransferFigures } from '../../contracts/migration.ts';
 
 /** Forward: the ledger has committed. Back: it has not, and what was done is undone. */
 export type Way =
@@ -26,6 +26,18 @@ export const unknownFigures: TransferFigures = {
   postCopyFaults: 0,
   convergence: 'unknown: the session ended before its figures were read',
 };
+
+/**
+ * The figures with what was still sent after the hand-over; null when the session was gone by then,
+ * and undefined in what older runners answered.
+ */
+export const withLateFigures = (
+  figures: TransferFigures, late: LateFigures | null | undefined,
+): TransferFigures => ({
+  ...figures,
+  bytesOnWire: Math.max(figures.bytesOnWire, late?.bytesOnWire ?? 0),
+  memoryBytesSent: Math.max(figures.memoryBytesSent, late?.memoryBytesSent ?? 0),
+});
 
 /** Where the session's end leads. */
 export function wayAfter(session: SessionOutcome): Way {

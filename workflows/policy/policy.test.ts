@@ -10,7 +10,9 @@ import type { MigrationPhase, SessionCommand, SessionProgress } from '../../cont
 import { policyAfter, refusalOf } from './accept-command.ts';
 import type { CommandContext } from './accept-command.ts';
 import { commandFits, nextLookMs } from './history-budget.ts';
-import { runsOnAfter, wayAfter, wayOfEarlierRun } from './outcome.ts';
+import {
+  runsOnAfter, unknownFigures, wayAfter, wayOfEarlierRun, withLateFigures,
+} from './outcome.ts';
 
 const progress = (fields: Partial<SessionProgress>): SessionProgress => ({
   version: 1, phase: 'memory', paused: false, round: 0, bytesPlanned: 100, bytesDone: 0,
@@ -98,6 +100,18 @@ describe('the history budget', () => {
     expect(commandFits(60)).toBe(true);
     expect(commandFits(limits.migrationHistoryEventsMax - 62)).toBe(false);
   });
+});
+
+describe('late figures', () => {
+  const figures = { ...unknownFigures, bytesOnWire: 500, memoryBytesSent: 400, downtimeMs: 8 };
+  it('count what is sent after the hand-over', () => {
+    expect(withLateFigures(figures, { bytesOnWire: 900, memoryBytesSent: 700 }))
+      .toEqual({ ...figures, bytesOnWire: 900, memoryBytesSent: 700 });
+  });
+  it.each([null, undefined, { bytesOnWire: 0, memoryBytesSent: 0 }])(
+    'stay where nothing more is known: %j', (late) => {
+      expect(withLateFigures(figures, late)).toEqual(figures);
+    });
 });
 
 describe('ways', () => {

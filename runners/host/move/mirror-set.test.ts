@@ -26,6 +26,7 @@ class ScriptedVmm {
         'actively-synced': false,
       })));
     }
+    if (command === 'query-named-block-nodes') return Promise.resolve([]);
     const name = String(options.arguments?.['device'] ?? options.arguments?.['id']);
     const disk = name.replace(/^(mirror|disk)-/, '');
     if (command === 'blockdev-mirror') this.jobs.set(disk, { offset: 0, ready: false });

@@ -4,9 +4,10 @@
  */
 import type { Logger } from 'pino';
 import { CodedError } from '../../../contracts/failures.ts';
+import { allocatedBytes } from '../../hypervisor/disk-allocation.ts';
 import {
-  allocatedBytes, askWriteBlocking, canChangeMirrorMode, cancelMirror, cutMirror, mirrorFailure,
-  mirrorProgress, setMirrorSpeed, startMirror, switchToWriteBlocking, waitMirrorDrained,
+  askWriteBlocking, canChangeMirrorMode, cancelMirror, cutMirror, mirrorFailure, mirrorProgress,
+  setMirrorSpeed, startMirror, switchToWriteBlocking, waitMirrorDrained,
 } from '../../hypervisor/disk-mirror.ts';
 import type { QmpClient } from '../../hypervisor/qmp/client.ts';
 import { freshPace, judgePace } from './mirror-pace.ts';
@@ -63,7 +64,9 @@ export class MirrorSet implements SourceDisks {
   async #start(sockets: readonly string[]): Promise<void> {
     if (this.#disks.length === 0) return;
     this.#sinceEvent = this.#qmp.eventCount;
-    this.#allocated = await allocatedBytes(this.#qmp, this.#disks.map(({ name }) => name));
+    // For estimates alone: without an answer the jobs' own figures have to do.
+    this.#allocated = await allocatedBytes(this.#qmp, this.#disks.map(({ name }) => name))
+      .catch(() => null);
     // Before 8.2 a running job can't become write-blocking, so it has to be from the start.
     const mode = canChangeMirrorMode(this.#qmp) ? 'background' as const : 'write-blocking' as const;
     for (const [index, { name }] of this.#disks.entries()) {

@@ -9,7 +9,9 @@ import type { HostOperations } from '../../../activities/host-operations.ts';
 import { CodedError, failureReport } from '../../../contracts/failures.ts';
 import { hostName, incarnation, vmName } from '../../../contracts/identity.ts';
 import type { HostName, Incarnation, MigrationId, VmName } from '../../../contracts/identity.ts';
-import type { SessionOutcome, SessionProgress, StepInput } from '../../../contracts/migration.ts';
+import type {
+  LateFigures, SessionOutcome, SessionProgress, StepInput,
+} from '../../../contracts/migration.ts';
 import type { Ledger, LedgerEvent, VmEntry } from '../../../contracts/ownership.ts';
 import type { RunningVm, VmSpec } from '../../../contracts/runner.ts';
 import { signTransferRecord } from '../../../runners/group/ownership/signing.ts';
@@ -46,6 +48,8 @@ export class FakeDatacentre {
   readonly calls: string[] = [];
   /** Length of the memory copy, ms of real time. */
   copyMs = 50;
+  /** What a source says at its release that it has sent in all. */
+  late: LateFigures | null = null;
   disks = 0;
   readonly #keys: ReadonlyMap<HostName, KeyObject>;
 
@@ -301,6 +305,7 @@ export class FakeDatacentre {
         const entry = await this.entry(step.vm);
         if (entry?.owner === host) throw new CodedError('ownership/refused', 'it is ours');
         this.sessions.delete(step.migration);
+        return this.late;
       },
       abortSource: async (step) => {
         await this.#fault('abortSource', step, host);
