@@ -10,13 +10,12 @@ import type {
 } from '../../../contracts/migration.ts';
 import type { TransferRecord } from '../../../contracts/ownership.ts';
 import type { ConvergenceDecision } from '../../data-plane/sessions.ts';
-import { nextDiskPace, type DiskPace } from './eta.ts';
 import { transferFigures } from './figures.ts';
 import { giveUpCause, outcomeBeforeStop } from './give-up-cause.ts';
 import { proposeUntilAnswered, readEntry } from './ledger-steps.ts';
 import type { PeerMessage } from './peer-messages.ts';
 import type { PeerConversation, SourceMoveOptions } from './ports.ts';
-import { sessionProgress } from './progress.ts';
+import { ProgressLooks } from './progress.ts';
 import { applyCommand } from './session-command.ts';
 import { nextSourceStep } from './source-decision.ts';
 
@@ -41,7 +40,7 @@ export class SourceMove {
   #syncing: Promise<void> | null = null;
   #running: Promise<SessionOutcome> | null = null;
   #paused = false;
-  #diskPace: DiskPace | null = null;
+  readonly #looks = new ProgressLooks();
   #targetRuns: RunningMessage | null = null;
   #targetFailure: FailureReport | null = null;
   #wake = Promise.withResolvers<void>();
@@ -67,14 +66,10 @@ export class SourceMove {
   }
 
   progress(): SessionProgress {
-    const [memory, disks] = [this.#options.session.snapshot(), this.#options.disks.progress()];
-    const paused = this.#paused;
-    if (this.#phase === 'disk') {
-      const [nowMs, carried] = [this.#options.world.nowMs(), memory.diskBytes];
-      this.#diskPace = nextDiskPace(
-        this.#diskPace, { nowMs, carried, done: disks.bytesDone, paused });
-    }
-    return sessionProgress({ phase: this.#phase, paused, memory, disks, pace: this.#diskPace });
+    const { session, disks, world } = this.#options;
+    const [memory, nowMs] = [session.snapshot(), world.nowMs()];
+    return this.#looks.next({
+      phase: this.#phase, paused: this.#paused, memory, disks: disks.progress(), nowMs });
   }
 
   /** Link, lanes, disks in sync. Failures: link/*, disk/mirror, migration/cancelled. */
@@ -97,8 +92,7 @@ export class SourceMove {
         throw new CodedError('migration/past-return', `${command.kind}: the VM is being handed over`);
       }
     }
-    // A new limit makes another pace.
-    if (command.kind === 'set-bandwidth') this.#diskPace = null;
+    if (command.kind === 'set-bandwidth') this.#looks.forgetPace();
     if (command.kind === 'cancel') this.#cancelled.resolve(command.by);
     if (command.kind === 'pause' || command.kind === 'resume') {
       this.#paused = command.kind === 'pause';
@@ -158,8 +152,6 @@ export class SourceMove {
     this.#phase = 'disk';
     const { disks, diskSockets, policy } = this.#options;
     await disks.start(diskSockets);
-    // The pace counts from here; whoever looks goes on with it.
-    this.progress();
     if (policy.bandwidthBytesPerSecond > 0) await disks.setBandwidth(policy.bandwidthBytesPerSecond);
     await disks.synchronised();
   }
