@@ -35,7 +35,7 @@ describe('a move that will not end', () => {
         + '--post-copy when-needed',
     ]);
   });
-  it('offers no budget that the command would refuse, and no bandwidth where none is capped', () => {
+  it('offers no budget that the command would refuse, no bandwidth where none is capped', () => {
     const advice = outlookAdvice({ migration, status: statusOf({ estimatedDowntimeMs: 90_000 }) });
     expect(advice?.remedies).toHaveLength(1);
     expect(outlookAdvice({ migration, status: statusOf({ estimatedDowntimeMs: null }) })?.remedies)

@@ -133,8 +133,8 @@ export type MigrationPhase =
   | 'post-copy' | 'verify' | 'settle' | 'release' | 'compensating' | 'done';
 
 /**
- * Where a move leads if link and guest go on as they are. `not-converging`: the guest changes memory
- * faster than it is sent, and the policy does not allow what would end it; `past-deadline`: it will
+ * Where a move leads if link and guest go on as they are. `not-converging`: the guest changes
+ * memory faster than it is sent, and the policy does not allow what would end it; `past-deadline`: it will
  * not be over in time. Both will be given up.
  */
 export type MoveOutlook =

@@ -96,7 +96,8 @@ async function command(
   return {
     exitCode: exitCodes.ok,
     fields: { workflowId: migration, done: commands.map(({ kind }) => kind), status },
-    lines: [`${migration}: ${commands.map(({ kind }) => kind).join(', ')}`, ...statusLines(migration, status)],
+    lines: [`${migration}: ${commands.map(({ kind }) => kind).join(', ')}`,
+      ...statusLines(migration, status)],
   };
 }
 

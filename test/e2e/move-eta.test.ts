@@ -98,12 +98,14 @@ describeInLab('progress and ETA of a move', () => {
       etaMs === null ? Infinity : (atMs + etaMs - endMs) / totalMs);
     const wrong = errors.filter((error) => Math.abs(error) > part);
     const known = errors.filter(Number.isFinite).toSorted((a, b) => a - b);
-    const percents = (error: number | undefined): string => `${((error ?? NaN) * 100).toFixed(0)} %`;
+    const percents = (error: number | undefined): string =>
+      `${((error ?? NaN) * 100).toFixed(0)} %`;
     const foreseen = late.at(-1)?.downtimeMs ?? null;
     console.info(`ETA, ${name}: ${(totalMs / 1e3).toFixed(1)} s, ${late.length} looks after 20 %: `
       + `first ${percents(errors[0])}, ${percents(known[0])} to ${percents(known.at(-1))}, `
-      + `median ${percents(known[Math.floor(known.length / 2)])}, ${wrong.length} outside; downtime `
-      + `${foreseen?.toFixed(0) ?? '?'} ms foreseen, ${ended.figures.downtimeMs.toFixed(0)} ms came, the last pass `
+      + `median ${percents(known[Math.floor(known.length / 2)])}, ${wrong.length} outside; `
+      + `downtime ${foreseen?.toFixed(0) ?? '?'} ms foreseen, `
+      + `${ended.figures.downtimeMs.toFixed(0)} ms came, the last pass `
       + `${ended.figures.downtimeParts.lastPassMs.toFixed(0)} ms; `
       + ended.figures.convergence);
     if (process.env['NOVACRON_ETA_LOOKS'] === '1') {

@@ -320,7 +320,7 @@ fn a_target_that_was_started_anew_is_a_lost_link_and_no_refusal() {
         let attempt = lab.start(&wanted);
         begin(&attempt);
         until("progress", || attempt.source.snapshot().sent_pages > 100);
-        // What a killed runner leaves: cut lanes, and behind the same port nobody who knows the move.
+        // What a killed runner leaves: cut lanes, and nobody behind the port who knows the move.
         attempt.target.end();
         let failure = attempt.source.converged().wait().expect_err("the move ends");
         assert_eq!(failure.code, FailureCode::LinkLost, "post-copy {post_copy}: {failure}");

@@ -1,6 +1,8 @@
 /** The estimate as a pure function: whole disks and memories are played, errors are printed. */
 import { describe, expect, test } from 'vitest';
-import { closingMs, diskBytesLeft, etaOf, nextDiskPace, type DiskPace, type EtaLook } from './eta.ts';
+import {
+  closingMs, diskBytesLeft, etaOf, nextDiskPace, type DiskPace, type EtaLook,
+} from './eta.ts';
 
 const bytes = (value: number): EtaLook['memory']['bytesLeft'] =>
   value as EtaLook['memory']['bytesLeft'];

@@ -1,7 +1,7 @@
 /**
  * When a move will be over: what is left on disks and in memory over the rate on the wire, and what
- * follows the last byte. Memory's own forecast (rounds, write rate, post-copy) is the engine's; here
- * the disks before it and the steps after it are added. Pure: time is an argument.
+ * follows the last byte. Memory's own forecast (rounds, write rate, post-copy) is the engine's;
+ * here the disks before it and the steps after it are added. Pure: time is an argument.
  */
 import type { SessionProgress } from '../../../contracts/migration.ts';
 import type { SourceSnapshot } from '../../data-plane/sessions.ts';

@@ -91,7 +91,8 @@ fn play(scene: &Scene) -> Story {
     let mut looks = Vec::new();
     let mut percent = Percent::default();
     let mut shown = 0.0;
-    let (mut left, mut zeros) = (scene.memory * (1.0 - scene.zero_part), scene.memory * scene.zero_part);
+    let mut zeros = scene.memory * scene.zero_part;
+    let mut left = scene.memory - zeros;
     let (mut planned, mut done) = (scene.memory, 0.0);
     loop {
         let round_s = left / scene.rate;
@@ -198,11 +199,13 @@ proptest! {
         guest in guests(), post_copy in any::<bool>(), seed in any::<u64>(),
     ) {
         let scene = Scene {
-            memory, zero_part, rate, guest: scaled(guest, rate), post_copy, noise: 0.04, seed, ..SCENE
+            memory, zero_part, rate, guest: scaled(guest, rate), post_copy, noise: 0.04, seed,
+            ..SCENE
         };
         let story = play(&scene);
         let wrong = wrong_part(&story);
-        prop_assert!(wrong <= 0.1, "seed {seed}: {:.0} % of the looks are wrong: {story:?}", wrong * 100.0);
+        let part = wrong * 100.0;
+        prop_assert!(wrong <= 0.1, "seed {seed}: {part:.0} % of the looks are wrong: {story:?}");
     }
 }
 
@@ -213,19 +216,25 @@ fn table_of_moves() {
         ("idle", SCENE),
         ("half of it zero pages", Scene { zero_part: 0.5, ..SCENE }),
         ("0.3 of the link", Scene { guest: random(0.3, 1e9), ..SCENE }),
-        ("0.9 of the link in 40 MB, post-copy", Scene { guest: random(0.9, 40e6), post_copy: true, ..SCENE }),
-        ("0.9 of the link in 1 MB, 250 ms", Scene { guest: random(0.9, 1e6), budget_ms: 250.0, ..SCENE }),
-        ("0.9 of the link in 1 GB, 500 ms", Scene { guest: random(0.9, 1e9), budget_ms: 500.0, ..SCENE }),
+        ("0.9 of the link in 40 MB, post-copy",
+            Scene { guest: random(0.9, 40e6), post_copy: true, ..SCENE }),
+        ("0.9 of the link in 1 MB, 250 ms",
+            Scene { guest: random(0.9, 1e6), budget_ms: 250.0, ..SCENE }),
+        ("0.9 of the link in 1 GB, 500 ms",
+            Scene { guest: random(0.9, 1e9), budget_ms: 500.0, ..SCENE }),
     ];
     for (name, scene) in scenes {
         let story = play(&scene);
         let (end, last_pass_ms) = story.end.expect(name);
         let late: Vec<_> = story.looks.iter().filter(|(at, _)| *at >= end * 0.2).collect();
         let errors = late.iter().filter_map(|(at, told)| Some((at + told.eta_ms()? - end) / end));
-        let worst = errors.fold(0.0_f64, |worst, error| if error.abs() > worst.abs() { error } else { worst });
+        let worst = errors.fold(0.0_f64, |worst, error| {
+            if error.abs() > worst.abs() { error } else { worst }
+        });
         let first = late.first().and_then(|(_, told)| told.last_pass_ms());
-        println!("{name}: ends after {:.1} s, worst {:+.1} %, last pass {last_pass_ms:.0} ms, told {first:?}",
-            end / 1e3, worst * 100.0);
+        let (end_s, worst) = (end / 1e3, worst * 100.0);
+        println!("{name}: {end_s:.1} s, worst {worst:+.1} %, last pass {last_pass_ms:.0} ms, told \
+            {first:?}");
         assert!(wrong_part(&story) <= 0.05, "{name}: {story:?}");
     }
 }
