@@ -24,6 +24,7 @@ import { configPathOf, hostConfig, loadConfig, type HostConfig } from '../config
 import { openMemoryEngine } from '../data-plane/memory-engine.ts';
 import { NicGate } from '../gates/nic-gate.ts';
 import { signDeclined, signTransferRecord } from '../group/ownership/signing.ts';
+import { raiseThisProcess } from '../hypervisor/cpu-priority.ts';
 import { readChecked, writeDurably } from '../hypervisor/durable-file.ts';
 import { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { probeQemu } from '../hypervisor/qemu-binary.ts';
@@ -195,6 +196,10 @@ async function joinLedger(context: HostContext): Promise<void> {
 }
 
 async function run(config: HostConfig, log: Logger): Promise<void> {
+  const unraised = await raiseThisProcess();
+  if (unraised !== null) {
+    log.warn({ why: unraised }, 'moves share the CPUs with the guests: CAP_SYS_NICE is missing');
+  }
   const sdkMetrics = await installTemporalRuntime(log);
   let greet: PeerGreeter = () => ({ code: 'link/lost', detail: 'the runner is starting' });
   const { context, leases, close } = await openContext(config, log, (...words) => greet(...words));

@@ -232,7 +232,9 @@ export class SourceMoves {
     return new SourceMove({
       migration, vm, epoch, policy, world, gates, session, deviceStateSocket, diskSockets,
       target: input.target,
-      vmm: sourceVmm({ hypervisor, monitor, vm, incarnation: running.incarnation }),
+      vmm: sourceVmm({
+        hypervisor, monitor, vm, incarnation: running.incarnation, vmmPid: running.vmmPid,
+      }),
       disks: new MirrorSet({ qmp: monitor.qmp, disks: running.disks, log: moveLog }),
       openLink: () => openPeerLink(
         { address: endpoint.peerAddress, port: endpoint.peerPort, host: input.target },

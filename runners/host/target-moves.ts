@@ -6,6 +6,7 @@ import { CodedError } from '../../contracts/failures.ts';
 import { identityUri, type HostName, type VmName } from '../../contracts/identity.ts';
 import type { HostActivities, StepInput, TargetEndpoint } from '../../contracts/migration.ts';
 import { bytes } from '../../contracts/units.ts';
+import { raiseVmm } from '../hypervisor/cpu-priority.ts';
 import { openExports } from '../hypervisor/disk-mirror.ts';
 import type { TargetSession } from '../data-plane/sessions.ts';
 import type { HostContext } from './host-context.ts';
@@ -94,6 +95,8 @@ export class TargetMoves {
       if (identity.memoryPath === null || look.vmmPid === null) {
         throw new CodedError('vm/start-failed', `the incoming VMM of ${vm} ended at once`);
       }
+      // Nothing of it runs before it is resumed, and then the move is over but for the announcing.
+      await raiseVmm(look.vmmPid, { session: true });
       session = lanes.expect({
         migration, epoch,
         sourceIdentity: identityUri({ role: 'host', name: source }),
@@ -111,7 +114,8 @@ export class TargetMoves {
       const move = new TargetMove({
         migration, vm, source, epoch, world, session,
         vmm: targetVmm({
-          hypervisor, monitor, vm, incarnation, holdDirectory: config.holdDirectory,
+          hypervisor, monitor, vm, incarnation, vmmPid: look.vmmPid, hasDisks: disks.length > 0,
+          holdDirectory: config.holdDirectory,
         }),
         gates: await this.#context.gatesOf(vm),
         log: log.child({ vm, migration }),

@@ -1,6 +1,7 @@
 /** The real VMMs behind the ports of a move (move/ports.ts): adapters, no decisions. */
 import { CodedError } from '../../contracts/failures.ts';
 import type { Incarnation, VmName } from '../../contracts/identity.ts';
+import { calmVmm, raiseVmm } from '../hypervisor/cpu-priority.ts';
 import { closeExports } from '../hypervisor/disk-mirror.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { VcpuStamp, VmMonitor } from '../hypervisor/vm-monitor.ts';
@@ -12,10 +13,12 @@ export interface VmmPlace {
   readonly monitor: VmMonitor;
   readonly vm: VmName;
   readonly incarnation: Incarnation;
+  readonly vmmPid: number;
 }
 /** The incoming one, which a lab may hold before its first instruction (hold-before-resume.ts). */
 export interface TargetPlace extends VmmPlace {
   readonly holdDirectory: string | null;
+  readonly hasDisks: boolean;
 }
 
 /** Loading waits for the source's whole pre-copy, which the move's own deadline bounds, ms. */
@@ -39,11 +42,21 @@ function endOf(monitor: VmMonitor): Promise<string> {
 export const sourceVmm = (place: VmmPlace): SourceVmm => ({
   incarnation: place.incarnation,
   ended: endOf(place.monitor),
-  stop: async () => stamped(await place.monitor.stopVcpus()),
+  stop: async () => {
+    await raiseVmm(place.vmmPid, { session: false });
+    const stamp = await place.monitor.stopVcpus();
+    // The blackout waits for this VMM now, and none of its vCPUs runs.
+    void raiseVmm(place.vmmPid, { session: true });
+    return stamped(stamp);
+  },
   sendDeviceState: async (socketPath) => {
     await place.monitor.migrateDeviceState(socketPath);
   },
-  resume: async () => stamped(await place.monitor.cont()),
+  resume: async () => {
+    const stamp = await place.monitor.cont();
+    await calmVmm(place.vmmPid);
+    return stamped(stamp);
+  },
   stamp: (epoch) => place.hypervisor.stampImage({ vm: place.vm, epoch }),
 });
 
@@ -60,10 +73,15 @@ export function targetVmm(place: TargetPlace): TargetVmm {
     loaded: async () => {
       await monitor.waitIncomingCompleted(loadTimeoutMs);
     },
-    closeExports: () => closeExports(monitor.qmp),
+    // Without disks nothing was exported: a question would only lengthen the blackout.
+    closeExports: async () => {
+      if (place.hasDisks) await closeExports(monitor.qmp);
+    },
     resume: async () => {
       await holdBeforeResume(holdDirectory, vm);
-      return stamped(await monitor.cont());
+      const stamp = await monitor.cont();
+      void calmVmm(place.vmmPid);
+      return stamped(stamp);
     },
     announce: () => monitor.announceSelf(),
     stamp: (epoch) => hypervisor.stampImage({ vm, epoch }),

@@ -9,6 +9,7 @@ import type { Logger } from 'pino';
 import { CodedError } from '../../contracts/failures.ts';
 import type { Incarnation, VmName } from '../../contracts/identity.ts';
 import { vmSpec, type RunningVm, type VmRunState, type VmSpec } from '../../contracts/runner.ts';
+import { calmVmm } from './cpu-priority.ts';
 import { adoptVms, type Adoption, type VmOnHost } from './adoption.ts';
 import { buildArguments } from './command-line.ts';
 import { readTail } from './durable-file.ts';
@@ -373,6 +374,8 @@ export class Hypervisor {
   async adopt(): Promise<Adoption> {
     const adoption = await adoptVms(this.#config, (vm) => this.look(vm));
     const { running, stopped, orphans } = adoption;
+    // The runner may have died between raising a VMM for its blackout and calming it again.
+    await Promise.all(running.map(async ({ vmmPid }) => vmmPid !== null && calmVmm(vmmPid)));
     this.#log.info({ running: running.length, stopped: stopped.length, orphans }, 'vms adopted');
     return adoption;
   }

@@ -3,6 +3,7 @@
  */
 import { execFile } from 'node:child_process';
 import { CodedError, type FailureCode } from '../../contracts/failures.ts';
+import { takeOrdinaryPriority } from './cpu-priority.ts';
 
 /** `qemu-img` on a large image takes long; everything else here ends within a second. */
 const programTimeoutMsDefault = 60_000;
@@ -26,7 +27,7 @@ export interface ProgramOptions {
 export function runProgram(argv: readonly string[], options: ProgramOptions): Promise<string> {
   const [program = '', ...args] = argv;
   return new Promise((resolve, reject) => {
-    execFile(
+    const child = execFile(
       program,
       args,
       {
@@ -53,5 +54,7 @@ export function runProgram(argv: readonly string[], options: ProgramOptions): Pr
         );
       },
     );
+    // A conversion of an image is not in the way of a blackout, as what this process itself does is.
+    if (child.pid !== undefined) takeOrdinaryPriority(child.pid);
   });
 }

@@ -163,6 +163,10 @@ impl Plan {
                 libc::signal(signal, libc::SIG_DFL);
             }
             libc::umask(0o077);
+            // Guests share the host's ordinary priority, whatever the runner has given itself.
+            if libc::setpriority(libc::PRIO_PROCESS, 0, 0) < 0 {
+                return "taking the ordinary priority";
+            }
             if let Some(step) = self.drop_rights() {
                 return step;
             }

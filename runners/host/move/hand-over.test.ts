@@ -113,6 +113,8 @@ function conversationPair(): { a: PeerConversation; b: PeerConversation; cut: ()
 
 interface Faults {
   readonly failing?: string;
+  /** Takes many turns of the event loop; its end is traced, too. */
+  readonly slow?: string;
   readonly digestAtTarget?: string;
   readonly ledger?: ReadonlyMap<LedgerEvent['kind'], 'refuse'>;
   readonly cutAt?: string;
@@ -129,6 +131,10 @@ function stage(faults: Faults = {}) {
     trace.push(name);
     if (faults.cutAt === name) pair.cut();
     if (faults.failing === name) throw new Error(`${name} fails by the test`);
+    if (faults.slow === name) {
+      for (let turn = 0; turn < 50; turn += 1) await new Promise((resolve) => setImmediate(resolve));
+      trace.push(`${name} done`);
+    }
     await Promise.resolve();
   };
   const run = (host: HostName): void => {
@@ -280,7 +286,7 @@ function stage(faults: Faults = {}) {
       cancel: () => step('disks-cancel'),
       progress: () => ({
         bytesTotal: 0, bytesDone: 0, bytesAtStart: 0, bytesAllocated: null,
-        bytesPerSecondMax: 0, mode: 'none', said: '',
+        bytesPerSecondMax: 0, mode: 'write-blocking', said: '',
       }),
     },
   });
@@ -306,6 +312,15 @@ describe('the hand-over', () => {
       'h2:fence-2', 'target-stamp-2', 'h2:lease-2', 'target-resume', 'h2:open-nics', 'announce'];
     expect(order.map(at)).toEqual(order.map(at).toSorted((a, b) => a - b));
     expect(at('load')).toBeLessThan(at('h2:raise-2'));
+  });
+
+  test('gate and stamp are durable before the target goes on, whichever of the three is slow', async () => {
+    for (const slow of ['h2:raise-2', 'target-stamp-2']) {
+      const scene = stage({ slow });
+      await Promise.all([scene.outcome(), scene.targetMove.outcome]);
+      expect(scene.trace.indexOf(`${slow} done`)).toBeGreaterThan(-1);
+      expect(scene.trace.indexOf(`${slow} done`)).toBeLessThan(scene.trace.indexOf('target-resume'));
+    }
   });
 
   test.each(['converged', 'connect', 'disks-synchronised', 'tighten'])(

@@ -254,13 +254,16 @@ export class SourceMove {
   async #sendLast(decision: ConvergenceDecision): Promise<TransferRecord> {
     const { world, vmm, vm, migration, epoch, session, disks, deviceStateSocket } = this.#options;
     const mode = decision.decision === 'post-copy' ? 'post-copy' as const : 'pre-copy' as const;
-    const memory = session.finishMemory({ mode });
-    const drained = disks.drained().then(() => {
-      this.#link?.send({ version: 1, kind: 'disks-drained' });
-    });
-    const device = drained.then(() => vmm.sendDeviceState(deviceStateSocket));
+    const isDrained = disks.progress().mode === 'none';
+    const drained = isDrained ? Promise.resolve() : disks.drained();
+    // Asked for before the lanes wake up and take the CPUs: setting up takes the VMM a while.
+    const device = isDrained
+      ? vmm.sendDeviceState(deviceStateSocket)
+      : drained.then(() => vmm.sendDeviceState(deviceStateSocket));
     device.catch(() => undefined);
-    const [finished] = await Promise.all([memory, drained]);
+    const memory = session.finishMemory({ mode });
+    const told = drained.then(() => this.#link?.send({ version: 1, kind: 'disks-drained' }));
+    const [finished] = await Promise.all([memory, told]);
     const record = world.sign({
       version: 1, migration, epoch,
       digest: finished.digest,

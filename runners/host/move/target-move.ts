@@ -48,6 +48,7 @@ export class TargetMove {
   };
   #stage: 'waiting' | 'taking-over' | 'ready' | 'committed' | 'running' | 'ended' = 'waiting';
   #digest = '';
+  #nicsOpen: Promise<void> = Promise.resolve();
 
   /** Failure: ownership/refused when the gate here is above the source's epoch. */
   constructor(options: TargetMoveOptions) {
@@ -114,12 +115,12 @@ export class TargetMove {
       return;
     }
     this.#stage = 'running';
-    await this.#openNetwork();
     const epoch = this.#options.epoch + 1;
     this.#link?.send({
       version: 1, kind: 'running', marks: this.#marks, epoch,
       incarnation: this.#options.vmm.incarnation,
     });
+    await this.#openNetwork();
     log.info({ epoch }, 'the VM runs here');
     await this.#awaitWhole(epoch);
   }
@@ -198,31 +199,37 @@ export class TargetMove {
   }
 
   /**
-   * Gate, Started, lease, cont: nothing else that can fail is left. The stamp is written beside
-   * Started: one that is too new only keeps the image from starting, and both are durable before
-   * the first instruction.
+   * Gate, Started, lease, cont: nothing else that can fail is left. Gate and stamp are written beside
+   * Started (docs/decisions/0003-gate-beside-started.md): all three are durable before the first
+   * instruction, and a start that was recorded and can't happen is declined.
    */
   async #start(memory: MemoryRecord): Promise<void> {
     const { world, vm, epoch, vmm, gates } = this.#options;
-    await gates.raise(epoch + 1);
-    this.#marks.gateRaisedMs = world.nowMs();
+    const raised = gates.raise(epoch + 1).then(() => {
+      this.#marks.gateRaisedMs = world.nowMs();
+    });
     const [verdict] = await Promise.all([
       proposeUntilAnswered(world, [{
         kind: 'started', vm, epoch: epoch + 1, incarnation: vmm.incarnation, imageStamp: epoch,
       }]),
+      raised,
       vmm.stamp(epoch + 1),
     ]);
     if (!verdict.accepted) throw new CodedError('ownership/refused', verdict.reason);
     await gates.bindLease(epoch + 1);
     this.#marks.startedMs = world.nowMs();
-    this.#marks.resumeEventMs = (await vmm.resume()).eventMs;
+    const resumed = vmm.resume();
+    // Frames may pass from Started on; they are only in the way while the VMM is asked to go on.
+    this.#nicsOpen = gates.openNics();
+    this.#nicsOpen.catch(() => undefined);
+    this.#marks.resumeEventMs = (await resumed).eventMs;
     this.#digest = memory.digest;
   }
 
   async #openNetwork(): Promise<void> {
-    const { gates, vmm, log } = this.#options;
+    const { vmm, log } = this.#options;
     try {
-      await gates.openNics();
+      await this.#nicsOpen;
       await vmm.announce();
     } catch (error) {
       log.error({ error: String(error) }, 'the network of the VM could not be opened');
