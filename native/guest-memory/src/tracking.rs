@@ -18,6 +18,8 @@ const PAGE_IS_WRITTEN: u64 = 2;
 const PAGE_IS_PRESENT: u64 = 8;
 /// Regions taken in one call: 384 KiB of them, so that even a scattered dirty set needs few calls.
 const REGIONS_MAX: usize = 16_384;
+/// A chunk of 256 pages has at most 128 runs.
+const MARKED_REGIONS_MAX: usize = 128;
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -95,6 +97,13 @@ impl DirtyTracker {
         self.scan(CHECK_WPASYNC, |_, _| {})
     }
 
+    /// A view of the marks for another thread; it never changes one.
+    pub fn marks(&self) -> Result<WriteMarks, MemoryError> {
+        let pagemap = self.pagemap.try_clone().map_err(MemoryError::system("sharing the pagemap"))?;
+        let regions = vec![Region::default(); MARKED_REGIONS_MAX];
+        Ok(WriteMarks { pagemap, mapping: self.mapping.clone(), regions })
+    }
+
     /// Reports pages of `first..first + count` that the VMM has not mapped, as (first page, count).
     pub fn unmapped(
         &mut self,
@@ -144,6 +153,40 @@ impl DirtyTracker {
             totals.regions += found.regions;
         }
         Ok(totals)
+    }
+}
+
+/// What the guest has written since the last `collect`, for a thread beside the tracker's.
+pub struct WriteMarks {
+    pagemap: File,
+    mapping: GuestMapping,
+    regions: Vec<Region>,
+}
+
+impl WriteMarks {
+    /// Reports pages of `first..first + count` that are marked now, as (first page, count); the next
+    /// `collect` reports them, too.
+    pub fn written(
+        &mut self,
+        (first, count): (u64, u64),
+        mut each: impl FnMut(u64, u64),
+    ) -> Result<(), MemoryError> {
+        let wanted = Wanted::plain(PAGE_IS_WRITTEN);
+        for (page, address, length) in self.mapping.spans(first, count) {
+            let span = (address, length);
+            let regions = &mut self.regions;
+            scan_range(&self.pagemap, regions, CHECK_WPASYNC, wanted, span, |start, end| {
+                let size = PAGE_BYTES as u64;
+                each(page + (start - address) / size, (end - start) / size);
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for WriteMarks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WriteMarks").field("mapping", &self.mapping).finish_non_exhaustive()
     }
 }
 

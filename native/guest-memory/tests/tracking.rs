@@ -56,6 +56,28 @@ fn exactly_the_written_pages_are_reported() {
 }
 
 #[test]
+fn another_thread_sees_the_marks_and_leaves_them() {
+    let guest = guest("marks");
+    let mut tracker = tracker(&guest);
+    let mut marks = tracker.marks().expect("a second view");
+    collect(&mut tracker);
+    // Every second page of a chunk: as many runs as a chunk can have.
+    (0..128).for_each(|pair| guest.write_pages(256 + 2 * pair, 1, 7));
+    guest.write_pages(600, 1, 7);
+    let mut seen = BTreeSet::new();
+    for _ in 0..2 {
+        seen.clear();
+        marks.written((256, 256), |first, count| seen.extend(first..first + count)).expect("a look");
+        assert_eq!(seen, (0..128).map(|pair| 256 + 2 * pair).collect());
+    }
+    seen.insert(600);
+    assert_eq!(collect(&mut tracker), seen);
+    marks.written((256, 256), |first, _| panic!("{first} was collected")).expect("a look");
+    tracker.stop().expect("tracking stops");
+    assert!(marks.written((0, 256), |_, _| ()).is_err(), "a lost tracking is said");
+}
+
+#[test]
 fn a_second_mover_takes_the_first_ones_userfaultfd() {
     let guest = guest("second");
     for round in 0..3 {

@@ -64,6 +64,9 @@ impl<'a> Driver<'a> {
             DirtyTracker::start(options.vmm_pid, &options.memory_path, options.memory_bytes)?;
         // The first pass reports every page and means "armed".
         tracker.collect(|_, _| {})?;
+        for _ in 0..shared.lane_count {
+            lock(&shared.marks).push(tracker.marks()?);
+        }
         let now = Instant::now();
         shared.memory.data_extents(|offset, length| {
             shared.dirty.insert_run(offset / PAGE_BYTES as u64, length.div_ceil(PAGE_BYTES as u64));

@@ -10,10 +10,11 @@ use novacron_core::frame::{Frame, HEADER_BYTES, PAGES_HEAD_BYTES, pages_head};
 use novacron_core::hello::LaneRole;
 use novacron_core::pages::PageSet;
 use novacron_core::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
-use novacron_guest_memory::is_zero_page;
+use novacron_guest_memory::{WriteMarks, is_zero_page};
 use novacron_transport::{LaneError, LaneWriter};
 
 use crate::OPEN_WAIT_MAX;
+use crate::completion::lock;
 use crate::failure::{Failure, FailureCode};
 use crate::frames::FrameReader;
 use crate::source::flight::{Cargo, Flight, Sent};
@@ -34,6 +35,14 @@ enum Stop {
     Ended,
 }
 
+/// Which of the dirty pages a sweep sends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Worth {
+    All,
+    /// Those that the guest has left alone since: in rounds, while it runs.
+    Unwritten,
+}
+
 impl From<LaneError> for Stop {
     fn from(error: LaneError) -> Self {
         Self::Broken(error)
@@ -52,6 +61,7 @@ pub(crate) struct LaneSender {
     /// Sequence of the last round end: a sweep that sent nothing sends none.
     noted: u64,
     done: LaneDone,
+    marks: Option<WriteMarks>,
     /// After a break it is not known what the target holds: zeros are said, not assumed.
     say_zeros: bool,
 }
@@ -71,6 +81,7 @@ impl LaneSender {
             sequence: 0,
             noted: 0,
             done: LaneDone::default(),
+            marks: None,
             say_zeros: false,
             shared,
         }
@@ -165,7 +176,7 @@ impl LaneSender {
             let step = match self.shared.orders.next(self.done, || flight.broken()) {
                 Action::End => return Stop::Ended,
                 Action::Broken => return Stop::Broken(LaneError::Truncated),
-                Action::Sweep(sweep) => self.sweep(writer).and_then(|()| {
+                Action::Sweep(sweep) => self.sweep(writer, Worth::Unwritten).and_then(|()| {
                     if self.sequence > self.noted {
                         let round = u32::try_from(sweep).unwrap_or(u32::MAX);
                         self.add_note(Frame::RoundEnd { round }, Cargo::Note);
@@ -195,9 +206,12 @@ impl LaneSender {
         (self.index..self.shared.dirty.chunks()).step_by(self.shared.lane_count)
     }
 
-    fn sweep(&mut self, writer: &mut LaneWriter) -> Result<(), Stop> {
+    fn sweep(&mut self, writer: &mut LaneWriter, worth: Worth) -> Result<(), Stop> {
         for chunk in self.own_chunks() {
-            let pages = self.shared.dirty.take(chunk);
+            let mut pages = self.shared.dirty.take(chunk);
+            if worth == Worth::Unwritten && !pages.is_empty() {
+                pages = self.unwritten(chunk, pages);
+            }
             if !pages.is_empty() {
                 self.add_pages(writer, chunk, pages)?;
             }
@@ -205,13 +219,29 @@ impl LaneSender {
         Ok(())
     }
 
+    /// Pages that the guest has not written again since they were collected. The others are in the
+    /// next collection anyway: to send them now would be in vain.
+    fn unwritten(&mut self, chunk: usize, pages: PageSet) -> PageSet {
+        if self.marks.is_none() {
+            self.marks = lock(&self.shared.marks).pop();
+        }
+        let Some(marks) = &mut self.marks else { return pages };
+        let first = (chunk * CHUNK_PAGES) as u64;
+        let mut written = PageSet::EMPTY;
+        let looked = marks.written((first, CHUNK_PAGES as u64), |page, count| {
+            (page..page + count).for_each(|page| written.insert((page - first) as usize));
+        });
+        // Tracking that is lost is for the driver to find: here it only means "send all".
+        if looked.is_ok() { pages.difference(&written) } else { pages }
+    }
+
     fn finish(&mut self, writer: &mut LaneWriter, mode: FinishMode) -> Result<(), Stop> {
-        self.sweep(writer)?;
+        self.sweep(writer, Worth::All)?;
         self.write_out(writer)?;
         if !self.shared.orders.wait_holes() {
             return Err(Stop::Ended);
         }
-        self.sweep(writer)?;
+        self.sweep(writer, Worth::All)?;
         if mode == FinishMode::PostCopy {
             for chunk in self.own_chunks() {
                 let pages = self.shared.listed.get(chunk);

@@ -20,7 +20,7 @@ use novacron_core::frame::Refusal;
 use novacron_core::hello::{Hello, LaneRole};
 use novacron_core::{LANE_COUNT_MAX, MEMORY_BYTES_MAX, PAGE_BYTES};
 use novacron_disk::GateOptions;
-use novacron_guest_memory::MemoryFile;
+use novacron_guest_memory::{MemoryFile, WriteMarks};
 use novacron_transport::{Lane, Link};
 
 use crate::completion::{Answer, lock};
@@ -117,6 +117,8 @@ pub(crate) struct Shared {
     pub(crate) listed: PageBits,
     /// Post-copy: what is in the late sum.
     counted: PageBits,
+    /// One for each lane, from the moment that tracking is armed.
+    pub(crate) marks: Mutex<Vec<WriteMarks>>,
     late_sum: Mutex<u128>,
     pub(crate) flights: Vec<Arc<Flight>>,
     pub(crate) orders: Orders,
@@ -289,6 +291,7 @@ impl SourceSession {
             missing: bits(),
             listed: bits(),
             counted: bits(),
+            marks: Mutex::new(Vec::new()),
             late_sum: Mutex::new(0),
             flights: (0..lane_count).map(|_| Arc::new(Flight::default())).collect(),
             orders: Orders::new(lane_count),
