@@ -24,7 +24,7 @@ import { configPathOf, hostConfig, loadConfig, type HostConfig } from '../config
 import { openMemoryEngine } from '../data-plane/memory-engine.ts';
 import { NicGate } from '../gates/nic-gate.ts';
 import { signDeclined, signTransferRecord } from '../group/ownership/signing.ts';
-import { raiseThisProcess } from '../hypervisor/cpu-priority.ts';
+import { raiseThisProcess } from '../cpu-priority.ts';
 import { readChecked, writeDurably } from '../hypervisor/durable-file.ts';
 import { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { probeQemu } from '../hypervisor/qemu-binary.ts';

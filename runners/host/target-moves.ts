@@ -6,7 +6,7 @@ import { CodedError } from '../../contracts/failures.ts';
 import { identityUri, type HostName, type VmName } from '../../contracts/identity.ts';
 import type { HostActivities, StepInput, TargetEndpoint } from '../../contracts/migration.ts';
 import { bytes } from '../../contracts/units.ts';
-import { raiseVmm } from '../hypervisor/cpu-priority.ts';
+import { raiseVmm } from '../cpu-priority.ts';
 import { openExports } from '../hypervisor/disk-mirror.ts';
 import type { TargetSession } from '../data-plane/sessions.ts';
 import type { HostContext } from './host-context.ts';

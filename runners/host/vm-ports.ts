@@ -1,7 +1,7 @@
 /** The real VMMs behind the ports of a move (move/ports.ts): adapters, no decisions. */
 import { CodedError } from '../../contracts/failures.ts';
 import type { Incarnation, VmName } from '../../contracts/identity.ts';
-import { calmVmm, raiseVmm } from '../hypervisor/cpu-priority.ts';
+import { calmVmm, raiseVmm } from '../cpu-priority.ts';
 import { closeExports } from '../hypervisor/disk-mirror.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { VcpuStamp, VmMonitor } from '../hypervisor/vm-monitor.ts';

@@ -9,7 +9,7 @@ import type { Logger } from 'pino';
 import { CodedError } from '../../contracts/failures.ts';
 import type { Incarnation, VmName } from '../../contracts/identity.ts';
 import { vmSpec, type RunningVm, type VmRunState, type VmSpec } from '../../contracts/runner.ts';
-import { calmVmm } from './cpu-priority.ts';
+import { calmVmm } from '../cpu-priority.ts';
 import { adoptVms, type Adoption, type VmOnHost } from './adoption.ts';
 import { buildArguments } from './command-line.ts';
 import { readTail } from './durable-file.ts';

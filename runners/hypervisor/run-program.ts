@@ -3,7 +3,7 @@
  */
 import { execFile } from 'node:child_process';
 import { CodedError, type FailureCode } from '../../contracts/failures.ts';
-import { takeOrdinaryPriority } from './cpu-priority.ts';
+import { takeOrdinaryPriority } from '../cpu-priority.ts';
 
 /** `qemu-img` on a large image takes long; everything else here ends within a second. */
 const programTimeoutMsDefault = 60_000;

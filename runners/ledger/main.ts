@@ -10,6 +10,7 @@ import type { Registry } from 'prom-client';
 import { CodedError, failureReport } from '../../contracts/failures.ts';
 import { openRevocationList } from '../../payloads/revocation.ts';
 import { ledgerConfig, loadConfig } from '../config.ts';
+import { raiseThisProcess } from '../cpu-priority.ts';
 import { backupLedger, restoreLedger } from '../group/ledger-log/backup.ts';
 import { lockDirectory } from '../group/ledger-log/directory-lock.ts';
 import { loadLiveLog } from '../group/ledger-log/durable-log.ts';
@@ -70,6 +71,9 @@ async function serve(configPath: string): Promise<number> {
   const logger: Logger = createLogger({
     process: 'ledger', name: 'ledger', level: config.logLevel,
   });
+  // Four answers of the ledger lie inside every blackout.
+  const unraised = await raiseThisProcess();
+  if (unraised !== null) logger.info({ why: unraised }, 'ordinary CPU priority');
   const storage = await directoryStorage(config.stateDir);
   const unlock = await lockDirectory(config.stateDir);
   const ended = Promise.withResolvers<number>();

@@ -5,9 +5,7 @@
  */
 import { CodedError, failureReport, type FailureReport } from '../../../contracts/failures.ts';
 import { timing } from '../../../contracts/limits.ts';
-import type {
-  SessionCommand, SessionOutcome, SessionProgress,
-} from '../../../contracts/migration.ts';
+import type { SessionCommand, SessionOutcome, SessionProgress } from '../../../contracts/migration.ts';
 import type { TransferRecord } from '../../../contracts/ownership.ts';
 import type { ConvergenceDecision } from '../../data-plane/sessions.ts';
 import { transferFigures } from './figures.ts';
@@ -254,12 +252,11 @@ export class SourceMove {
   async #sendLast(decision: ConvergenceDecision): Promise<TransferRecord> {
     const { world, vmm, vm, migration, epoch, session, disks, deviceStateSocket } = this.#options;
     const mode = decision.decision === 'post-copy' ? 'post-copy' as const : 'pre-copy' as const;
-    const isDrained = disks.progress().mode === 'none';
-    const drained = isDrained ? Promise.resolve() : disks.drained();
-    // Asked for before the lanes wake up and take the CPUs: setting up takes the VMM a while.
-    const device = isDrained
-      ? vmm.sendDeviceState(deviceStateSocket)
-      : drained.then(() => vmm.sendDeviceState(deviceStateSocket));
+    const hasMirrors = disks.progress().mode !== 'none';
+    const drained = hasMirrors ? disks.drained() : Promise.resolve();
+    // Without mirrors at once, before the lanes wake up and take the CPUs.
+    const send = (): Promise<void> => vmm.sendDeviceState(deviceStateSocket);
+    const device = hasMirrors ? drained.then(send) : send();
     device.catch(() => undefined);
     const memory = session.finishMemory({ mode });
     const told = drained.then(() => this.#link?.send({ version: 1, kind: 'disks-drained' }));
@@ -271,9 +268,8 @@ export class SourceMove {
       missingPageCount: finished.missingPageCount,
       ioSequence: session.snapshot().ioSequence,
     });
-    const verdict = await proposeUntilAnswered(world, [
-      { kind: 'quiesced', vm, migration, epoch, record },
-    ]);
+    const quiesced = { kind: 'quiesced' as const, vm, migration, epoch, record };
+    const verdict = await proposeUntilAnswered(world, [quiesced]);
     if (!verdict.accepted) throw new CodedError('ownership/refused', verdict.reason);
     this.#link?.send({ version: 1, kind: 'quiesced', record });
     await device;
