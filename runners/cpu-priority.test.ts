@@ -3,7 +3,9 @@ import { spawn } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { getPriority, setPriority } from 'node:os';
 import { expect, test } from 'vitest';
-import { autogroupNice, calmVmm, raiseVmm, raisedNice, takeOrdinaryPriority } from './cpu-priority.ts';
+import {
+  autogroupNice, calmVmm, raiseVmm, raisedNice, takeOrdinaryPriority,
+} from './cpu-priority.ts';
 
 /** A process with a session of its own, as a VMM is; `body` gets its pid. */
 async function withProcess(body: (pid: number) => Promise<void>): Promise<void> {

@@ -54,7 +54,7 @@ export function runProgram(argv: readonly string[], options: ProgramOptions): Pr
         );
       },
     );
-    // A conversion of an image is not in the way of a blackout, as what this process itself does is.
+    // A conversion of an image is not in a hurry, as what this process itself does is.
     if (child.pid !== undefined) takeOrdinaryPriority(child.pid);
   });
 }

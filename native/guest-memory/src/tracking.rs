@@ -164,8 +164,8 @@ pub struct WriteMarks {
 }
 
 impl WriteMarks {
-    /// Reports pages of `first..first + count` that are marked now, as (first page, count); the next
-    /// `collect` reports them, too.
+    /// Reports pages of `first..first + count` that are marked now, as (first page, count);
+    /// the next `collect` reports them, too.
     pub fn written(
         &mut self,
         (first, count): (u64, u64),

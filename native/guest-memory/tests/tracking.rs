@@ -67,7 +67,8 @@ fn another_thread_sees_the_marks_and_leaves_them() {
     let mut seen = BTreeSet::new();
     for _ in 0..2 {
         seen.clear();
-        marks.written((256, 256), |first, count| seen.extend(first..first + count)).expect("a look");
+        let looked = marks.written((256, 256), |first, count| seen.extend(first..first + count));
+        looked.expect("a look");
         assert_eq!(seen, (0..128).map(|pair| 256 + 2 * pair).collect());
     }
     seen.insert(600);

@@ -5,7 +5,9 @@
  */
 import { CodedError, failureReport, type FailureReport } from '../../../contracts/failures.ts';
 import { timing } from '../../../contracts/limits.ts';
-import type { SessionCommand, SessionOutcome, SessionProgress } from '../../../contracts/migration.ts';
+import type {
+  SessionCommand, SessionOutcome, SessionProgress,
+} from '../../../contracts/migration.ts';
 import type { TransferRecord } from '../../../contracts/ownership.ts';
 import type { ConvergenceDecision } from '../../data-plane/sessions.ts';
 import { transferFigures } from './figures.ts';

@@ -30,6 +30,10 @@ export type TakeOver =
   | { readonly kind: 'running'; readonly digest: string; readonly epoch: number }
   | { readonly kind: 'gave-up'; readonly code: FailureCode; readonly detail: string };
 
+function throwFirst(ends: readonly PromiseSettledResult<unknown>[]): void {
+  for (const end of ends) if (end.status === 'rejected') throw end.reason;
+}
+
 /** Marks that were not reached stand at this; they never leave the file. */
 const unmarked = 0;
 
@@ -199,22 +203,21 @@ export class TargetMove {
   }
 
   /**
-   * Gate, Started, lease, cont: nothing else that can fail is left. Gate and stamp are written beside
-   * Started (docs/decisions/0003-gate-beside-started.md): all three are durable before the first
-   * instruction, and a start that was recorded and can't happen is declined.
+   * Gate, Started, lease, cont: nothing else that can fail is left. Gate and stamp are written
+   * beside Started (docs/decisions/0003-gate-beside-started.md): all three are durable before the
+   * first instruction, and a start that was recorded and can't happen is declined.
    */
   async #start(memory: MemoryRecord): Promise<void> {
     const { world, vm, epoch, vmm, gates } = this.#options;
     const raised = gates.raise(epoch + 1).then(() => {
       this.#marks.gateRaisedMs = world.nowMs();
     });
-    const [verdict] = await Promise.all([
-      proposeUntilAnswered(world, [{
-        kind: 'started', vm, epoch: epoch + 1, incarnation: vmm.incarnation, imageStamp: epoch,
-      }]),
-      raised,
-      vmm.stamp(epoch + 1),
-    ]);
+    const started = proposeUntilAnswered(world, [{
+      kind: 'started', vm, epoch: epoch + 1, incarnation: vmm.incarnation, imageStamp: epoch,
+    }]);
+    // Each to its end: a start that is still on its way must not reach the ledger after Declined.
+    await Promise.allSettled([started, raised, vmm.stamp(epoch + 1)]).then(throwFirst);
+    const verdict = await started;
     if (!verdict.accepted) throw new CodedError('ownership/refused', verdict.reason);
     await gates.bindLease(epoch + 1);
     this.#marks.startedMs = world.nowMs();
