@@ -64,7 +64,10 @@ export class HostRunner {
       commandSession: (input) => this.#sources.command(input),
       peekSession: (step) => this.#sources.peek(step),
       verifyTarget: (input) => this.#targets.verify(input),
-      releaseSource: (input) => this.#sources.release(input),
+      releaseSource: async (input) => {
+        await this.#sources.release(input);
+        await this.#targets.left(input.vm);
+      },
       abortSource: (input) => this.#sources.abort(input),
       discardTarget: (input) => this.#targets.discard(input),
       createVmFiles: (step) => this.#vms.createVmFiles(step),

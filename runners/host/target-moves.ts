@@ -213,6 +213,12 @@ export class TargetMoves {
     ]);
   }
 
+  /** The VM went on from here: what its arrival still holds of its memory file goes with it. */
+  async left(vm: VmName): Promise<void> {
+    if (this.#moves.get(vm)?.move.stage !== 'running') return;
+    await this.#turns.take(vm, () => this.#forget(vm));
+  }
+
   async closeAll(): Promise<void> {
     for (const vm of this.#moves.keys()) await this.#forget(vm);
   }

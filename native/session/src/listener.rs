@@ -1,7 +1,7 @@
 //! One listener a runner: lanes of all incoming moves arrive here and find their session.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use novacron_core::frame::Refusal;
@@ -16,7 +16,8 @@ use crate::target::{self, Shared, TargetOptions, TargetSession, refuse};
 /// How often the accepting thread looks up although nobody came.
 const ACCEPT_WAIT: Duration = Duration::from_secs(1);
 
-type Expected = Mutex<HashMap<(String, u64), Arc<Shared>>>;
+/// Weak, so that a memory file is let go of with its session and not with the next move.
+type Expected = Mutex<HashMap<(String, u64), Weak<Shared>>>;
 
 /// Hands authenticated lanes to the sessions that expect them. Dropping it stops listening.
 pub struct LaneListener {
@@ -37,12 +38,12 @@ impl LaneListener {
     pub fn expect(&self, options: TargetOptions) -> Result<TargetSession, Failure> {
         let key = (options.migration.clone(), options.epoch);
         let mut expected = lock(&self.expected);
-        expected.retain(|_, shared| !shared.ended());
+        expected.retain(|_, shared| shared.upgrade().is_some_and(|shared| !shared.ended()));
         if expected.contains_key(&key) {
             return Err(Failure::new(FailureCode::InputInvalid, "the move is expected already"));
         }
         let session = TargetSession::open(options)?;
-        expected.insert(key, session.shared().clone());
+        expected.insert(key, Arc::downgrade(session.shared()));
         Ok(session)
     }
 
@@ -76,7 +77,8 @@ fn take(expected: &Expected, incoming: Incoming) {
     let Some(hello) = Hello::decode(&incoming.hello) else {
         return refuse(incoming.lane, Refusal::Unknown);
     };
-    let session = lock(expected).get(&(hello.migration.clone(), hello.epoch)).cloned();
+    let key = (hello.migration.clone(), hello.epoch);
+    let session = lock(expected).get(&key).and_then(Weak::upgrade);
     let fitting = session.filter(|shared| {
         shared.options.source == incoming.identity
             && shared.options.memory_bytes == hello.memory_bytes

@@ -5,9 +5,15 @@ import type { SessionOutcome } from '../../../contracts/migration.ts';
 /** A target that gives up ends its VMM before it says why, ms. */
 const targetReasonMs = 2_000;
 
+const isLink = ({ code }: FailureReport | CodedError): boolean => code.startsWith('link/');
+/** What a source sees of a target that went: a lane, the tunnel of device state or a disk breaks. */
+const isEcho = (error: CodedError): boolean =>
+  isLink(error) || error.code === 'engine/failed' || error.code === 'disk/mirror';
+
 /**
- * The failure to report for `error`. A target that gives up lets go of the lanes first, so a broken
- * link may be only what was seen of it: its own reason is then waited for, and says more.
+ * The failure to report for `error`. A target that gives up lets go of the lanes first, so what
+ * broke here may be only what was seen of it: its own reason is then waited for, and says more,
+ * unless that is again only a broken link.
  */
 export async function giveUpCause(error: unknown, target: {
   /** Rejects when the target has said why; null when it can't any more. */
@@ -16,12 +22,12 @@ export async function giveUpCause(error: unknown, target: {
   readonly sleep: (ms: number) => Promise<void>;
 }): Promise<CodedError> {
   const coded = error instanceof CodedError ? error : new CodedError('internal', String(error), error);
-  if (!coded.code.startsWith('link/')) return coded;
+  if (!isEcho(coded)) return coded;
   if (target.lost !== null && target.told() === null) {
     await Promise.race([target.lost().catch(() => undefined), target.sleep(targetReasonMs)]);
   }
   const told = target.told();
-  return told === null ? coded : new CodedError(told.code, told.detail, coded);
+  return told === null || (isLink(told) && !isLink(coded)) ? coded : new CodedError(told.code, told.detail, coded);
 }
 
 /** How a move ended whose VM was never stopped: it runs on, unless it ended by itself. */
