@@ -65,8 +65,9 @@ export class HostRunner {
       peekSession: (step) => this.#sources.peek(step),
       verifyTarget: (input) => this.#targets.verify(input),
       releaseSource: async (input) => {
-        await this.#sources.release(input);
+        const late = await this.#sources.release(input);
         await this.#targets.left(input.vm);
+        return late;
       },
       abortSource: (input) => this.#sources.abort(input),
       discardTarget: (input) => this.#targets.discard(input),

@@ -9,19 +9,18 @@ import {
   closeSync, mkdirSync, openSync, readdirSync, rmSync, statfsSync, statSync, writeFileSync, writeSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, expect, it } from 'vitest';
 import { mib } from '../../contracts/units.ts';
 import { runCommand } from '../../lab/command.ts';
 import { hostStateDirectory, imageDirectory } from '../../lab/compose.ts';
 import type { Lab } from '../../lab/lab.ts';
 import type { LabHost } from '../../lab/network/plan.ts';
 import { vmPaths } from '../../runners/hypervisor/vm-directory.ts';
-import { missingForLab, tellSkipped } from '../support/lab-needs.ts';
+import { describeInLab } from '../support/lab-needs.ts';
 import { completed, MoveStage, stageMsMax, until } from '../support/move-stage.ts';
 import type { Move, StageGuest } from '../support/move-stage.ts';
 import type { Answer } from '../support/stranger.ts';
 
-const missing = missingForLab();
 const stranger = join(import.meta.dirname, '../support/stranger.ts');
 const memoryMib = 192;
 const diskMib = 64;
@@ -56,7 +55,7 @@ function fill(directory: string): () => void {
   return () => rmSync(path);
 }
 
-describe.runIf(missing.length === 0)('a move that is hurt', () => {
+describeInLab('a move that is hurt', () => {
   let stage: MoveStage;
   let guest: StageGuest;
   const stateOf = (lab: Lab): string => hostStateDirectory(lab, lab.host(2));
@@ -214,8 +213,4 @@ describe.runIf(missing.length === 0)('a move that is hurt', () => {
     }
     await guest.moveAndExpect();
   });
-});
-
-describe.runIf(missing.length > 0)('a move that is hurt', () => {
-  it('is not tried here', () => tellSkipped('a move that is hurt', missing));
 });

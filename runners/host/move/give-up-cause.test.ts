@@ -33,7 +33,8 @@ test('a cancel and a failure of our own stay what they are', async () => {
 test('what broke of our own session gives way too, but not to an echo of itself', async () => {
   const own = new CodedError('engine/failed', 'device state failed');
   const silent = { lost: null, sleep: () => never };
-  expect(await giveUpCause(own, { ...silent, told: () => full })).toMatchObject({ code: 'preflight/memory' });
+  expect(await giveUpCause(own, { ...silent, told: () => full }))
+    .toMatchObject({ code: 'preflight/memory' });
   const gone = failureReport('link/lost', 'the source is gone');
   expect(await giveUpCause(own, { ...silent, told: () => gone })).toBe(own);
 });
