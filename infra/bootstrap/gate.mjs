@@ -59,7 +59,8 @@ const reasonsIn = (text) =>
 
 const cargoTests = async (which) => {
   const native = join(root, 'native');
-  const { code, text } = await run('cargo', ['test', ...which, '--quiet', '--no-fail-fast'], native);
+  const words = ['test', ...which, '--quiet', '--no-fail-fast'];
+  const { code, text } = await run('cargo', words, native);
   const sum = (pattern) =>
     [...text.matchAll(pattern)].reduce((total, [, count]) => total + Number(count), 0);
   const failed = sum(/(\d+) failed;/g);
@@ -156,12 +157,15 @@ const summarise = (results) => {
   }
   const slowest = results.flatMap(({ result }) => result.tests).sort((a, b) => b.ms - a.ms);
   console.log('Slowest tests:');
-  for (const test of slowest.slice(0, slowestCount)) console.log(`${seconds(test.ms)}  ${test.name}`);
+  for (const { ms, name } of slowest.slice(0, slowestCount)) {
+    console.log(`${seconds(ms)}  ${name}`);
+  }
   const reasons = new Set(results.flatMap(({ result }) => result.reasons));
   if (reasons.size > 0) console.log(`Skips and their reasons:\n  ${[...reasons].join('\n  ')}`);
   const unsteady = results.flatMap(({ result }) => result.unsteady ?? []);
   if (unsteady.length > 0) {
-    console.log(`Failed, then passed alone (each is a defect to be found):\n  ${unsteady.join('\n  ')}`);
+    const names = unsteady.join('\n  ');
+    console.log(`Failed, then passed alone (each is a defect to be found):\n  ${names}`);
   }
   console.log(`\n${total.passed} passed, ${total.failed} failed, ${total.skipped} skipped`);
   return total.failed === 0 && total.passed > 0;
