@@ -14,6 +14,8 @@ export declare class NativeListener {
   static open(options: NativeListenerOptions): NativeListener
   get port(): number
   expect(options: NativeTargetOptions): NativeTarget
+  /** Takes over the post-copy of a runner that died. */
+  resume(options: NativeTargetOptions): NativeTarget
   /** Repeating it does nothing. */
   close(): void
 }
@@ -21,6 +23,8 @@ export declare class NativeListener {
 /** A source session. */
 export declare class NativeSource {
   static open(options: NativeSourceOptions): NativeSource
+  /** Takes over the post-copy of a runner that died after the hand-over. */
+  static resume(options: NativeSourceOptions, record: NativeFrozenRecord): NativeSource
   connect(): Promise<void>
   startPreCopy(): void
   waitConverged(): Promise<NativeDecision>
@@ -85,6 +89,13 @@ export interface NativeFinishedMemory {
   scanMs: number
   sendMs: number
   holesMs: number
+}
+
+/** What the ledger keeps of a last pass whose missing pages are still to be served. */
+export interface NativeFrozenRecord {
+  digest: string
+  missingDigest: string
+  missingPageCount: number
 }
 
 export interface NativeListenerOptions {

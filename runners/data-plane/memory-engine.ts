@@ -153,6 +153,18 @@ class NativeTargetSession implements TargetSession {
   }
 }
 
+const nativeTargetOptions = (options: TargetOptions): Addon.NativeTargetOptions => ({
+  migration: options.migration,
+  epoch: options.epoch,
+  sourceIdentity: options.sourceIdentity,
+  memoryPath: options.memoryPath,
+  memoryBytes: checked(() => bytes(options.memoryBytes)),
+  vmmPid: options.vmmPid,
+  deviceStateSocket: options.deviceStateSocket,
+  disks: options.disks.map((disk) => ({ ...disk })),
+  postCopyAllowed: options.postCopyAllowed,
+});
+
 class NativeLaneListener implements LaneListener {
   readonly #native: Addon.NativeListener;
   readonly #sessions = new Set<TargetSession>();
@@ -166,17 +178,14 @@ class NativeLaneListener implements LaneListener {
   }
 
   expect(options: TargetOptions): TargetSession {
-    const native = guarded(() => this.#native.expect({
-      migration: options.migration,
-      epoch: options.epoch,
-      sourceIdentity: options.sourceIdentity,
-      memoryPath: options.memoryPath,
-      memoryBytes: checked(() => bytes(options.memoryBytes)),
-      vmmPid: options.vmmPid,
-      deviceStateSocket: options.deviceStateSocket,
-      disks: options.disks.map((disk) => ({ ...disk })),
-      postCopyAllowed: options.postCopyAllowed,
-    }));
+    return this.#hold(guarded(() => this.#native.expect(nativeTargetOptions(options))));
+  }
+
+  resume(options: TargetOptions): TargetSession {
+    return this.#hold(guarded(() => this.#native.resume(nativeTargetOptions(options))));
+  }
+
+  #hold(native: Addon.NativeTarget): TargetSession {
     const session = new NativeTargetSession(native);
     this.#sessions.add(session);
     return session;
@@ -189,11 +198,11 @@ class NativeLaneListener implements LaneListener {
   }
 }
 
-function openSource(addon: typeof Addon, options: SourceOptions): SourceSession {
+function nativeSourceOptions(options: SourceOptions): Addon.NativeSourceOptions {
   if (!(options.laneCount >= 1 && options.laneCount <= limits.laneCountMax)) {
     throw new CodedError('input/invalid', `laneCount is 1 to ${limits.laneCountMax}`);
   }
-  const native = guarded(() => addon.NativeSource.open({
+  return {
     migration: options.migration,
     epoch: options.epoch,
     address: options.target.address,
@@ -212,8 +221,7 @@ function openSource(addon: typeof Addon, options: SourceOptions): SourceSession 
     postCopy: options.postCopy,
     balloon: options.balloon,
     deadlineMs: checked(() => millis(options.deadlineMs)),
-  }));
-  return new NativeSourceSession(native);
+  };
 }
 
 /**
@@ -235,6 +243,9 @@ export function openMemoryEngine(): MemoryEngine {
         tls: nativeTls(options.tls),
       })));
     },
-    openSource: (options) => openSource(addon, options),
+    openSource: (options) => new NativeSourceSession(
+      guarded(() => addon.NativeSource.open(nativeSourceOptions(options)))),
+    resumeSource: (options, record) => new NativeSourceSession(
+      guarded(() => addon.NativeSource.resume(nativeSourceOptions(options), { ...record }))),
   };
 }

@@ -149,6 +149,9 @@ export interface SourceOptions {
   readonly deadlineMs: Millis;
 }
 
+/** What the ledger holds of a last pass whose missing pages are still to be served. */
+export type FrozenRecord = Pick<MemoryRecord, 'digest' | 'missingDigest' | 'missingPageCount'>;
+
 /**
  * The source's side of one try. Order: open, connect, startPreCopy, waitConverged, (VM stopped by
  * the caller) finishMemory, then close after Settle, or abort. Any method of a closed session
@@ -209,6 +212,12 @@ export interface LaneListener {
   readonly port: number;
   /** Registers a move; lanes of unknown moves are refused. Failure: input/invalid when it exists. */
   expect(options: TargetOptions): TargetSession;
+  /**
+   * Takes over the post-copy that a runner before this one has left: pages that arrived are known
+   * from the journal beside the memory file, the rest comes from the source. What keeps it from
+   * going on rejects waitMemoryIn and waitWhole (engine/failed, engine/tracking).
+   */
+  resume(options: TargetOptions): TargetSession;
   /** Stops accepting and closes its sessions. Idempotent. */
   close(): Promise<void>;
 }
@@ -224,4 +233,9 @@ export interface MemoryEngine {
   }): LaneListener;
   /** Does no network I/O yet. Failure: input/invalid. */
   openSource(options: SourceOptions): SourceSession;
+  /**
+   * Serves a frozen image whose runner died after the hand-over: connect and servePostCopy are all
+   * that is left to call. The target says what was missing, the record vouches for it.
+   */
+  resumeSource(options: SourceOptions, record: FrozenRecord): SourceSession;
 }

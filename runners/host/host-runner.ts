@@ -17,6 +17,7 @@ import type { LocalHostOperations } from './local-api.ts';
 import { isLost, LostVms, nextLostStep } from './lost-vms.ts';
 import { proposeUntilAnswered, readEntry } from './move/ledger-steps.ts';
 import type { PeerGreeter } from './move/peer-link.ts';
+import { halfOfPostCopy } from './move/post-copy.ts';
 import { SourceMoves } from './source-moves.ts';
 import { TargetMoves } from './target-moves.ts';
 import { Turns } from './turns.ts';
@@ -150,6 +151,9 @@ export class HostRunner {
   async #adoptOne(vm: VmName): Promise<void> {
     const { hypervisor, host, world, log } = this.#context;
     const entry = await readEntry(world, vm);
+    // First of all: while pages are missing its VMM may not even answer.
+    const isTorn = entry !== null && halfOfPostCopy(entry, host) === 'target';
+    if (isTorn) await this.#targets.resume(entry);
     const { runState } = await hypervisor.look(vm);
     log.info({ vm, runState, owner: entry?.owner, phase: entry?.phase }, 'adopting');
     if (entry === null) {
@@ -157,9 +161,12 @@ export class HostRunner {
     } else if (entry.owner !== host) {
       // The source of an unsettled move keeps its image: it may be the only one.
       const isSource = entry.phase === 'unsettled' && entry.previous === host;
-      if (!isSource) await this.#vms.remove(vm);
+      if (isSource) await this.#sources.resume(entry);
+      else await this.#vms.remove(vm);
     } else if (entry.phase === 'unsettled' && entry.lastStarted < entry.epoch) {
       await this.#finishTakeOver(entry);
+    } else if (entry.phase === 'unsettled' && runState === 'paused') {
+      await this.#goOnAfterStarted(entry);
     } else if (runState === 'running') {
       await (await this.#context.gatesOf(vm)).openNics();
     } else if (runState === 'stopped') {
@@ -200,6 +207,13 @@ export class HostRunner {
     const isReady = note?.side === 'target'
       && note.migration === entry.migration && note.epoch + 1 === entry.epoch;
     if (isReady) await this.#vms.runImage(entry, note.epoch);
+  }
+
+  /** Started is recorded, `cont` was not reached: the image goes on under the same epoch. */
+  async #goOnAfterStarted(entry: VmEntry): Promise<void> {
+    const { incarnation } = await this.#context.hypervisor.identity(entry.vm);
+    if (incarnation === null || incarnation !== entry.startedBy) return;
+    await this.#vms.runImage(entry, entry.epoch);
   }
 
   /** Starts looking after what nobody attends. */
@@ -246,6 +260,8 @@ export class HostRunner {
     } else if (phase === 'owned' && runState === 'paused' && entry.desired === 'running') {
       log.warn({ vm }, 'the VM stands although it is ours: it goes on');
       await this.#vms.start(entry);
+    } else if (halfOfPostCopy(entry, host) === 'source') {
+      await this.#sources.takeUp(entry);
     } else if (migration === null || !isPatient || runState !== 'paused') {
       return;
     } else if (phase === 'preparing' && entry.owner === host) {

@@ -55,6 +55,9 @@ const noteShape = z.strictObject({
   epoch: z.int(),
   peer: z.string().transform((text) => hostName(text)),
   stage: z.enum(['open', 'quiescing', 'handed-over']),
+  lanes: z.strictObject({
+    address: z.string(), port: z.int(), count: z.int(), bandwidthBytesPerSecond: z.number(),
+  }).optional(),
 });
 
 interface Stores {

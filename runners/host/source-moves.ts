@@ -9,12 +9,14 @@ import { timing } from '../../contracts/limits.ts';
 import type {
   HostActivities, LateFigures, SessionOutcome, SessionProgress, StepInput,
 } from '../../contracts/migration.ts';
-import { bytes, bytesPerSecond, millis } from '../../contracts/units.ts';
+import type { VmEntry } from '../../contracts/ownership.ts';
+import { bytes, bytesPerSecond, millis, pages } from '../../contracts/units.ts';
 import type { OperationCall } from '../../activities/host-operations.ts';
 import type { HostContext } from './host-context.ts';
 import { proposeUntilAnswered, readEntry } from './move/ledger-steps.ts';
 import { MirrorSet } from './move/mirror-set.ts';
 import { openPeerLink } from './move/peer-link.ts';
+import { halfOfPostCopy, ResumedSource } from './move/post-copy.ts';
 import { SourceMove } from './move/source-move.ts';
 import type { Turns } from './turns.ts';
 import { sourceVmm } from './vm-ports.ts';
@@ -42,6 +44,8 @@ export class SourceMoves {
   readonly #turns: Turns;
   readonly #vms: VmOperations;
   readonly #moves = new Map<VmName, { readonly migration: string; readonly move: SourceMove }>();
+  /** Frozen images that a runner before this one had handed over. */
+  readonly #served = new Map<VmName, ResumedSource>();
 
   constructor(context: HostContext, turns: Turns, vms: VmOperations) {
     this.#context = context;
@@ -51,10 +55,10 @@ export class SourceMoves {
 
   /** VMs with a session here; the sweep leaves them alone. */
   has(vm: VmName): boolean {
-    return this.#moves.has(vm);
+    return this.#moves.has(vm) || this.#served.has(vm);
   }
   get count(): number {
-    return this.#moves.size;
+    return this.#moves.size + this.#served.size;
   }
 
   async copyDisk(input: CopyInput, call: OperationCall): Promise<void> {
@@ -71,7 +75,12 @@ export class SourceMoves {
   }
 
   async command(input: CommandInput): Promise<void> {
-    await this.#find(input).command(input.command);
+    const served = this.#served.get(input.vm);
+    if (served?.migration !== input.migration) return this.#find(input).command(input.command);
+    if (input.command.kind !== 'set-bandwidth') {
+      throw new CodedError('migration/past-return', `${input.command.kind}: the VM runs elsewhere`);
+    }
+    served.setBandwidth(input.command.bandwidthBytesPerSecond);
   }
 
   peek(step: StepInput): SessionProgress | null {
@@ -115,11 +124,101 @@ export class SourceMoves {
   }
 
   /**
+   * Serves the frozen image of a VM that runs elsewhere without all of its pages, after a runner
+   * before this one, or a session of it, has died. Without effect when it is served.
+   */
+  async resume(entry: VmEntry): Promise<void> {
+    const { hypervisor, engine, config, host, world, revoked, log } = this.#context;
+    const { vm, migration, owner, quiesced } = entry;
+    if (halfOfPostCopy(entry, host) !== 'source' || this.has(vm)) return;
+    const [note, identity, look, spec] = await Promise.all([
+      this.#context.readNote(vm), hypervisor.identity(vm), hypervisor.look(vm), hypervisor.spec(vm),
+    ]);
+    const { lanes } = note ?? {};
+    if (migration === null || owner === null || quiesced === null || lanes === undefined
+      || note?.migration !== migration || identity.memoryPath === null) {
+      throw new CodedError('internal', `no note leads from the frozen image of ${vm}`);
+    }
+    if (look.runState !== 'paused' || look.vmmPid === null) {
+      throw new CodedError('vm/not-running', `the frozen image of ${vm} is ${look.runState}`);
+    }
+    const session = engine.resumeSource({
+      migration, epoch: note.epoch,
+      target: {
+        address: lanes.address, port: lanes.port,
+        identity: identityUri({ role: 'host', name: owner }),
+      },
+      laneCount: lanes.count,
+      tls: { ...config.tls, revokedSerials: revoked.entries().map(({ serial }) => serial) },
+      memoryPath: identity.memoryPath,
+      memoryBytes: bytes(spec.memoryBytes),
+      vmmPid: look.vmmPid,
+      deviceStateSocket: join(hypervisor.paths(vm).runDirectory, 'device-out.sock'),
+      disks: [],
+      socketUid: identity.uid,
+      bandwidthBytesPerSecond: bytesPerSecond(lanes.bandwidthBytesPerSecond),
+      downtimeBudgetMs: millis(0),
+      postCopy: true,
+      balloon: false,
+      deadlineMs: millis(0),
+    }, {
+      digest: quiesced.digest,
+      missingDigest: quiesced.missingDigest,
+      missingPageCount: pages(quiesced.missingPageCount),
+    });
+    const moveLog = log.child({ vm, migration });
+    moveLog.warn({ target: owner }, 'the frozen image is served again');
+    this.#served.set(vm, new ResumedSource({
+      migration, session, nowMs: world.nowMs(), log: moveLog,
+    }));
+  }
+
+  /** As `resume`; a failure is told and does not end the sweep, which tries it again. */
+  async takeUp(entry: VmEntry): Promise<void> {
+    try {
+      await this.resume(entry);
+    } catch (error) {
+      const told = { vm: entry.vm, error: String(error) };
+      this.#context.log.error(told, 'the frozen image is not served');
+    }
+  }
+
+  async #sweepServed(): Promise<void> {
+    const { host, world, log } = this.#context;
+    for (const [vm, served] of this.#served) {
+      const entry = await readEntry(world, vm);
+      const isOver = entry === null || (entry.owner !== host && entry.phase === 'owned');
+      const idleMs = world.nowMs() - served.sinceMs;
+      if (served.hasFailed && entry !== null && halfOfPostCopy(entry, host) === 'source') {
+        log.warn({ vm }, 'serving the frozen image has failed: it is tried again');
+        await this.#turns.take(vm, async () => {
+          await this.#close(vm);
+          await this.takeUp(entry);
+        });
+      } else if (isOver && idleMs >= timing.sessionUnattendedMsMax) {
+        await this.#turns.take(vm, async () => {
+          await this.#close(vm);
+          await this.#vms.remove(vm);
+        });
+      }
+    }
+  }
+
+  /**
    * Sessions that nobody waits for end by the ledger's rules, so that a terminated workflow leaves
    * a VM that runs and a migration that ends.
    */
   async sweep(): Promise<void> {
+    await this.#sweepServed();
     for (const [vm, { migration, move }] of this.#moves) {
+      if (move.needsSuccessor) {
+        const left = await readEntry(this.#context.world, vm);
+        await this.#turns.take(vm, async () => {
+          await this.#close(vm);
+          if (left !== null) await this.takeUp(left);
+        });
+        continue;
+      }
       const idleMs = this.#context.world.nowMs() - move.attendedAtMs;
       if (idleMs < timing.sessionUnattendedMsMax) continue;
       const entry = await readEntry(this.#context.world, vm);
@@ -145,13 +244,16 @@ export class SourceMoves {
   }
 
   async closeAll(): Promise<void> {
-    for (const vm of this.#moves.keys()) await this.#close(vm);
+    for (const vm of [...this.#moves.keys(), ...this.#served.keys()]) await this.#close(vm);
   }
 
   async #close(vm: VmName): Promise<void> {
     const known = this.#moves.get(vm);
     this.#moves.delete(vm);
     await known?.move.close();
+    const served = this.#served.get(vm);
+    this.#served.delete(vm);
+    await served?.close();
   }
 
   async #attended<T>(move: SourceMove, work: Promise<T>): Promise<T> {
@@ -231,6 +333,10 @@ export class SourceMoves {
     const moveLog = log.child({ vm, migration });
     return new SourceMove({
       migration, vm, epoch, policy, world, gates, session, deviceStateSocket, diskSockets,
+      lanes: {
+        address: endpoint.laneAddress, port: endpoint.lanePort, count: policy.laneCount,
+        bandwidthBytesPerSecond: policy.bandwidthBytesPerSecond,
+      },
       target: input.target,
       vmm: sourceVmm({
         hypervisor, monitor, vm, incarnation: running.incarnation, vmmPid: running.vmmPid,

@@ -5,6 +5,7 @@
 import { CodedError } from '../../contracts/failures.ts';
 import { identityUri, type HostName, type VmName } from '../../contracts/identity.ts';
 import type { HostActivities, StepInput, TargetEndpoint } from '../../contracts/migration.ts';
+import type { VmEntry } from '../../contracts/ownership.ts';
 import { bytes } from '../../contracts/units.ts';
 import { raiseVmm } from '../cpu-priority.ts';
 import { openExports } from '../hypervisor/disk-mirror.ts';
@@ -12,6 +13,7 @@ import type { TargetSession } from '../data-plane/sessions.ts';
 import type { HostContext } from './host-context.ts';
 import { proposeUntilAnswered, readEntry } from './move/ledger-steps.ts';
 import type { GreetingRefusal, PeerGreeter } from './move/peer-link.ts';
+import { halfOfPostCopy, ResumedTarget } from './move/post-copy.ts';
 import { TargetMove } from './move/target-move.ts';
 import { observeTarget } from './observe-target.ts';
 import { preflight } from './preflight.ts';
@@ -26,7 +28,7 @@ interface KnownTarget {
   readonly migration: string;
   readonly source: HostName;
   readonly epoch: number;
-  readonly move: TargetMove;
+  readonly move: Pick<TargetMove, 'stage' | 'outcome' | 'session' | 'attach' | 'discard' | 'close'>;
 }
 
 export class TargetMoves {
@@ -128,6 +130,46 @@ export class TargetMoves {
     }
   }
 
+  /**
+   * Goes on with the post-copy that a runner before this one has left, or that has failed here.
+   * The guest's faults are served again when it resolves. Failure: engine/* when what arrived is
+   * not known any more; the guest's faulting vCPUs stay where they are then.
+   */
+  async resume(entry: VmEntry): Promise<void> {
+    const { hypervisor, lanes, host, log } = this.#context;
+    const { vm, migration, previous, ready } = entry;
+    if (halfOfPostCopy(entry, host) !== 'target' || this.#moves.has(vm)) return;
+    const [{ memoryPath }, vmmPid, spec] = await Promise.all([
+      hypervisor.identity(vm), hypervisor.vmmPid(vm), hypervisor.spec(vm),
+    ]);
+    if (migration === null || previous === null || ready === null || memoryPath === null
+      || vmmPid === null) {
+      throw new CodedError('vm/not-running', `the post-copy of ${vm} has no VMM here any more`);
+    }
+    const epoch = entry.epoch - 1;
+    const session = lanes.resume({
+      migration, epoch,
+      sourceIdentity: identityUri({ role: 'host', name: previous }),
+      memoryPath,
+      memoryBytes: bytes(spec.memoryBytes),
+      vmmPid,
+      deviceStateSocket: hypervisor.paths(vm).incomingSocket,
+      disks: [],
+      postCopyAllowed: true,
+    });
+    const moveLog = log.child({ vm, migration });
+    const { digest } = ready;
+    const move = new ResumedTarget({ session, digest, epoch: entry.epoch, log: moveLog });
+    this.#moves.set(vm, { migration, source: previous, epoch, move });
+    try {
+      await session.waitMemoryIn();
+    } catch (error) {
+      await this.#forget(vm);
+      throw error;
+    }
+    moveLog.warn({ missingPages: session.snapshot().missingPages }, 'post-copy goes on');
+  }
+
   /** The source's runner says hello; only the host that the ledger named may. */
   readonly greet: PeerGreeter = (hello, from) => {
     for (const known of this.#moves.values()) {
@@ -145,11 +187,17 @@ export class TargetMoves {
 
   /** Resolves when the guest runs and every page is here. */
   async verify(input: StepInput): Promise<{ readonly digest: string }> {
+    if (!this.#moves.has(input.vm)) await this.#takeUp(input.vm);
     const known = this.#moves.get(input.vm);
     if (known?.migration === input.migration) {
       const outcome = await known.move.outcome;
-      if (outcome.kind === 'gave-up') throw new CodedError(outcome.code, outcome.detail);
-      return { digest: outcome.digest };
+      if (outcome.kind === 'running') return { digest: outcome.digest };
+      const left = await readEntry(this.#context.world, input.vm);
+      // The guest runs, its pages are still to come: the sweep takes it up, the step comes again.
+      const isLeft = left !== null && halfOfPostCopy(left, this.#context.host) === 'target';
+      const { code, detail } = outcome;
+      if (isLeft) throw new CodedError('migration/not-here', `${code}: ${detail}`);
+      throw new CodedError(code, detail);
     }
     const entry = await this.#vms.ownEntry(input.vm);
     const { runState } = await this.#context.hypervisor.look(input.vm);
@@ -157,6 +205,13 @@ export class TargetMoves {
       throw new CodedError('vm/not-running', `${input.vm} is ${runState} on ${entry.owner}`);
     }
     return { digest: entry.ready.digest };
+  }
+
+  #takeUp(vm: VmName): Promise<void> {
+    return this.#turns.take(vm, async () => {
+      const entry = await readEntry(this.#context.world, vm);
+      if (entry !== null) await this.resume(entry);
+    });
   }
 
   /** Compensation: what was prepared goes, unless the ledger made this host the owner. */
@@ -186,8 +241,14 @@ export class TargetMoves {
     for (const [vm, { migration, move, epoch }] of this.#moves) {
       const entry = await readEntry(world, vm);
       const isOpen = entry?.migration === migration && entry.phase !== 'owned';
-      if (move.stage === 'running' && entry?.owner === host) {
-        if (entry.phase === 'owned') await this.#forget(vm);
+      if (entry !== null && move.stage === 'ended' && halfOfPostCopy(entry, host) === 'target') {
+        log.warn({ vm, migration }, 'post-copy has failed here: it is taken up again');
+        await this.#forget(vm);
+        await this.#takeUp(vm).catch((error: unknown) => {
+          log.error({ vm, error: String(error) }, 'post-copy is not taken up');
+        });
+      } else if (move.stage === 'running' && entry?.owner === host) {
+        if (entry.phase === 'owned') await this.#forgetSettled(vm);
         else await this.#settleAlone(vm, migration, epoch + 1, move);
       } else if (!isOpen && entry?.owner !== host) {
         log.warn({ vm, migration }, 'the migration is over: what was prepared is discarded');
@@ -203,9 +264,9 @@ export class TargetMoves {
 
   /** Settle by the target; the ledger takes it only after its own patience. */
   async #settleAlone(
-    vm: VmName, migration: string, epoch: number, move: TargetMove,
+    vm: VmName, migration: string, epoch: number, move: KnownTarget['move'],
   ): Promise<void> {
-    if (move.session.snapshot().missingPages > 0) return;
+    if (move.session.snapshot().state !== 'whole') return;
     const entry = await readEntry(this.#context.world, vm);
     if (entry?.migration !== migration || entry.migration === null) return;
     await proposeUntilAnswered(this.#context.world, [
@@ -221,6 +282,11 @@ export class TargetMoves {
 
   async closeAll(): Promise<void> {
     for (const vm of this.#moves.keys()) await this.#forget(vm);
+  }
+
+  async #forgetSettled(vm: VmName): Promise<void> {
+    await this.#forget(vm);
+    await this.#context.hypervisor.forgetArrivals(vm);
   }
 
   async #forget(vm: VmName): Promise<void> {

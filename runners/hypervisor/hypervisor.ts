@@ -29,8 +29,9 @@ import { MonitorConnections } from './monitor-connections.ts';
 import { deviceGroup } from './device-group.ts';
 import { removeTap, tapName } from './tap.ts';
 import { VmCreation } from './vm-creation.ts';
-import { makeMemoryFile, makeTaps, removeSockets } from './vm-start.ts';
+import { makeMemoryFile, makeTaps, removeMemory, removeSockets } from './vm-start.ts';
 import {
+  arrivalsPath,
   listVmDirectories,
   readIdentity,
   readSpec,
@@ -158,7 +159,7 @@ export class Hypervisor {
       throw new CodedError('vm/exists', `${vm} has a living VMM (${before.vmmPid})`);
     }
     this.#connections.forget(vm);
-    if (identity.memoryPath !== null) await rm(identity.memoryPath, { force: true });
+    await removeMemory(identity);
     await removeSockets(paths);
     const memoryPath = join(this.#config.memoryDirectory, `${vm}.${incarnation}.ram`);
     const next: VmIdentity = { ...identity, incarnation, imageStamp: null, memoryPath, role };
@@ -293,11 +294,23 @@ export class Hypervisor {
     return exit;
   }
 
+  /** Of the living VMM, null without one. Asks no monitor: waiting for a page may block it. */
+  async vmmPid(vm: VmName): Promise<number | null> {
+    const guard = await readGuard(this.paths(vm));
+    return guard !== null && (await isVmmAlive(guard)) ? guard.vmmPid : null;
+  }
+
+  /** A move that was settled needs no record any more of what arrived in post-copy. Idempotent. */
+  async forgetArrivals(vm: VmName): Promise<void> {
+    const identity = await readIdentity(this.paths(vm));
+    if (identity?.memoryPath != null) await rm(arrivalsPath(identity.memoryPath), { force: true });
+  }
+
   /** Memory and taps of a VMM that is gone. Disks stay. */
   async #afterExit(vm: VmName): Promise<void> {
     this.#connections.forget(vm);
     const identity = await readIdentity(this.paths(vm));
-    if (identity?.memoryPath != null) await rm(identity.memoryPath, { force: true });
+    await removeMemory(identity);
     const spec = await readSpec(this.paths(vm));
     for (const nic of spec?.nics ?? []) await removeTap(this.tapName(vm, nic.name));
   }

@@ -72,6 +72,9 @@ export function vmPaths(vmsDirectory: string, vm: VmName): VmPaths {
   };
 }
 
+/** What post-copy keeps beside a memory image, see native/session/src/target/journal.rs. */
+export const arrivalsPath = (memoryPath: string): string => `${memoryPath}.arrived`;
+
 /** Image of one disk. The suffix is ours and says nothing about the format. */
 export const diskPath = (paths: VmPaths, disk: string): string =>
   join(paths.disksDirectory, `${disk}.img`);

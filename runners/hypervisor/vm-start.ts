@@ -5,7 +5,15 @@ import type { VmSpec } from '../../contracts/runner.ts';
 import type { HypervisorConfig } from './hypervisor-config.ts';
 import { makeTap, tapName } from './tap.ts';
 import { bridgeOf } from './vm-creation.ts';
-import type { VmPaths } from './vm-directory.ts';
+import { arrivalsPath, type VmIdentity, type VmPaths } from './vm-directory.ts';
+
+/** The memory image of a VMM that is gone, with what post-copy keeps beside it. Idempotent. */
+export async function removeMemory(identity: VmIdentity | null): Promise<void> {
+  const path = identity?.memoryPath ?? null;
+  if (path === null) return;
+  await rm(path, { force: true });
+  await rm(arrivalsPath(path), { force: true });
+}
 
 /** The VM's memory, readable by nobody but its user. Failure: preflight/memory. */
 export async function makeMemoryFile(

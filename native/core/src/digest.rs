@@ -160,6 +160,13 @@ pub fn digest_hex(sum: u128) -> String {
     format!("{sum:032x}")
 }
 
+/// First 128 bits of blake3 of a text: a short name for a long one.
+pub fn text_digest(text: &str) -> u128 {
+    let mut first = [0; 16];
+    first.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..16]);
+    u128::from_le_bytes(first)
+}
+
 /// Digest over the numbers of missing pages, which both sides must agree on.
 #[derive(Default)]
 pub struct MissingHasher {

@@ -5,6 +5,7 @@
 //! source ◄─ target   Resume first, then Applied now and then, the final marker always
 //! source ◄─ target   Fault*, Whole                               (fault lane)
 //! source ─► target   Pages*                                      (fault lane, one page each)
+//! source ◄─ target   Listed* ListEnd, where a fault lane opens in mid-post-copy, before Fault*
 //! ```
 //! A frame of the source carries a sequence that grows by one on its lane and goes on after a
 //! reconnect; `Applied` and `Resume` name the last one that was applied, so that a source resends
@@ -31,6 +32,8 @@ const APPLIED: u8 = 17;
 const FAULT: u8 = 19;
 const WHOLE: u8 = 20;
 const REFUSED: u8 = 21;
+const LISTED: u8 = 22;
+const LIST_END: u8 = 23;
 
 /// Why bytes are not a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +90,11 @@ pub enum Frame<'a> {
     Fault { page: u64 },
     /// Every page is present at the target; its digest.
     Whole { digest: u128 },
+    /// Pages of a chunk that were missing when the target started, and those that still are:
+    /// either side may have lost what it knew.
+    Listed { chunk: u64, listed: PageSet, open: PageSet },
+    /// Every chunk with missing pages was listed.
+    ListEnd,
     /// The target ends the session for a reason of its own.
     Refused { reason: Refusal },
 }
@@ -118,7 +126,8 @@ impl Header {
             ROUND_END => 4..=4,
             MISSING => 40..=40,
             FINAL | WHOLE => 16..=16,
-            RESUME | APPLIED => 0..=0,
+            LISTED => 72..=72,
+            RESUME | APPLIED | LIST_END => 0..=0,
             FAULT => 8..=8,
             REFUSED => 1..=1,
             other => return Err(FrameError::Kind(other)),
@@ -153,6 +162,8 @@ impl Header {
             APPLIED => Frame::Applied,
             FAULT => Frame::Fault { page: page_number(body)? },
             REFUSED => Frame::Refused { reason: refusal(body)? },
+            LISTED => return decode_listed(body),
+            LIST_END => Frame::ListEnd,
             other => return Err(FrameError::Kind(other)),
         })
     }
@@ -169,6 +180,15 @@ fn decode_pages(body: &[u8]) -> Result<Frame<'_>, FrameError> {
         return Err(FrameError::Malformed);
     }
     Ok(Frame::Pages { chunk, data, zero, bytes })
+}
+
+fn decode_listed(body: &[u8]) -> Result<Frame<'_>, FrameError> {
+    let listed = take_set(body, 8).ok_or(FrameError::Malformed)?;
+    let open = take_set(body, 40).ok_or(FrameError::Malformed)?;
+    if listed.is_empty() || !open.difference(&listed).is_empty() {
+        return Err(FrameError::Malformed);
+    }
+    Ok(Frame::Listed { chunk: chunk_number(body)?, listed, open })
 }
 
 fn chunk_number(body: &[u8]) -> Result<u64, FrameError> {
@@ -249,6 +269,13 @@ impl Frame<'_> {
                 put_header(out, FAULT, 8, sequence);
                 out.extend_from_slice(&page.to_le_bytes());
             }
+            Frame::Listed { chunk, listed, open } => {
+                put_header(out, LISTED, 72, sequence);
+                out.extend_from_slice(&chunk.to_le_bytes());
+                out.extend_from_slice(&listed.to_bytes());
+                out.extend_from_slice(&open.to_bytes());
+            }
+            Frame::ListEnd => put_header(out, LIST_END, 0, sequence),
             Frame::Refused { reason } => {
                 put_header(out, REFUSED, 1, sequence);
                 out.push(reason as u8);
@@ -307,7 +334,9 @@ mod tests {
         round_trip(3, Frame::Missing { chunk: 0, pages: set });
         round_trip(u64::MAX, Frame::Final { digest: u128::MAX - 3 });
         round_trip(5, Frame::Whole { digest: 1 });
-        for frame in [Frame::Resume, Frame::Applied] {
+        let open = PageSet([1, 0, 0, 0]);
+        round_trip(5, Frame::Listed { chunk: 3, listed: set, open });
+        for frame in [Frame::Resume, Frame::Applied, Frame::ListEnd] {
             round_trip(6, frame);
         }
         round_trip(7, Frame::Fault { page: 262_143 });
@@ -322,6 +351,14 @@ mod tests {
         let bytes = vec![9; PAGE_BYTES];
         let mut out = Vec::new();
         Frame::Pages { chunk: 0, data: set, zero: set, bytes: &bytes }.encode(0, &mut out);
+        assert_eq!(decode(&out), Err(FrameError::Malformed));
+    }
+
+    #[test]
+    fn an_open_page_that_was_never_missing_is_refused() {
+        let (listed, open) = (PageSet([1, 0, 0, 0]), PageSet([2, 0, 0, 0]));
+        let mut out = Vec::new();
+        Frame::Listed { chunk: 0, listed, open }.encode(0, &mut out);
         assert_eq!(decode(&out), Err(FrameError::Malformed));
     }
 

@@ -11,6 +11,7 @@ pub mod hello;
 pub mod pacing;
 pub mod pages;
 pub mod progress;
+pub mod push_limit;
 
 /// Bytes of a guest page. Both sides track 4 KiB pages, whatever backs them.
 pub const PAGE_BYTES: usize = 4096;

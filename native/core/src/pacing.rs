@@ -49,6 +49,14 @@ impl TokenBucket {
         Err((-self.tokens / self.bytes_per_second as f64 * 1e9).ceil() as u64 + 1)
     }
 
+    /// Takes `bytes` that can't wait; whoever may wait pays for them.
+    pub fn spend(&mut self, bytes: u64, now_nanos: u64) {
+        if self.bytes_per_second > 0 {
+            self.fill(now_nanos);
+            self.tokens -= bytes as f64;
+        }
+    }
+
     fn burst(&self) -> f64 {
         (self.bytes_per_second as f64 * BURST_NANOS as f64 / 1e9).max(BURST_BYTES_MIN)
     }
@@ -99,6 +107,18 @@ mod tests {
             }
         }
         assert!((124_000_000..127_000_000).contains(&sent), "{sent}");
+    }
+
+    #[test]
+    fn what_could_not_wait_is_paid_by_who_can() {
+        let mut bucket = TokenBucket::new(1_000_000, 0);
+        bucket.spend(500_000, 0);
+        let wait = bucket.take(1, 0).expect_err("half a second is owed");
+        assert!((499_000_000..501_000_000).contains(&wait), "{wait}");
+        let mut free = TokenBucket::new(0, 0);
+        free.spend(1 << 40, 0);
+        free.set_rate(1_000_000, 1);
+        assert_eq!(free.take(1, 1), Ok(()));
     }
 
     #[test]

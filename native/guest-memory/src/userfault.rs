@@ -105,6 +105,16 @@ impl Userfault {
         steal(pid, number)
     }
 
+    /// Takes the one that a mover before us has left in the process. It never makes one: threads
+    /// that wait do so on that very one.
+    pub fn adopt(pid: i32) -> Result<Self, MemoryError> {
+        let _one_at_a_time = INJECTION.lock().unwrap_or_else(PoisonError::into_inner);
+        match find_descriptor(pid, is_ours)? {
+            Some(number) => steal(pid, number),
+            None => Err(MemoryError::Mapping("the VMM holds no userfaultfd of a mover".into())),
+        }
+    }
+
     /// Registers the whole guest.
     pub fn register(&self, mapping: &GuestMapping, mode: FaultMode) -> Result<(), MemoryError> {
         let mode = match mode {
@@ -151,6 +161,12 @@ impl Userfault {
     pub fn wake(&self, address: u64, length: u64) -> Result<(), MemoryError> {
         self.ioctl(IOCTL_WAKE, &mut [address, length])
             .map_err(MemoryError::system("waking a thread of the VMM"))
+    }
+
+    /// Lets every thread that waits anywhere in the guest try again: faults that a dead mover had
+    /// read are told anew.
+    pub fn wake_all(&self, mapping: &GuestMapping) -> Result<(), MemoryError> {
+        mapping.ranges().iter().try_for_each(|range| self.wake(range.address, range.length))
     }
 
     /// Waits for faults; calls `each` for every one, answers how many came.

@@ -153,6 +153,14 @@ impl From<ConvergenceAnswer> for NativeDecision {
     }
 }
 
+/// What the ledger keeps of a last pass whose missing pages are still to be served.
+#[napi(object, use_nullable = true)]
+pub struct NativeFrozenRecord {
+    pub digest: String,
+    pub missing_digest: String,
+    pub missing_page_count: f64,
+}
+
 /// A source session.
 #[napi]
 pub struct NativeSource {
@@ -163,34 +171,29 @@ pub struct NativeSource {
 impl NativeSource {
     #[napi(factory)]
     pub fn open(options: NativeSourceOptions) -> Result<Self> {
-        let address = format_address(&options.address, options.port)?;
-        let identity: PeerIdentity =
-            options.identity.parse().map_err(|()| invalid("the target's identity is malformed"))?;
-        let credentials = credentials(&options.tls)?;
-        let link = Connector::new(address, &credentials, &identity, SocketOptions::default())
-            .map_err(|error| invalid(&error.to_string()))?;
-        let socket_uid = options.socket_uid.map(|uid| small(uid, "socketUid")).transpose()?;
-        let session = SourceSession::open(SourceOptions {
-            migration: options.migration,
-            epoch: whole(options.epoch, "epoch")?,
-            link: Arc::new(link),
-            lane_count: small(options.lane_count, "laneCount")?,
-            memory_path: PathBuf::from(options.memory_path),
-            memory_bytes: whole(options.memory_bytes, "memoryBytes")?,
-            vmm_pid: small(options.vmm_pid, "vmmPid")?,
-            device_state_socket: PathBuf::from(options.device_state_socket),
-            disk_sockets: options.disk_sockets.into_iter().map(PathBuf::from).collect(),
-            socket_uid,
-            bandwidth_bytes_per_second: whole(
-                options.bandwidth_bytes_per_second,
-                "bandwidthBytesPerSecond",
-            )?,
-            downtime_budget_ms: millis(options.downtime_budget_ms, "downtimeBudgetMs")?,
-            post_copy: options.post_copy,
-            balloon: options.balloon,
-            deadline_ms: millis(options.deadline_ms, "deadlineMs")?,
-        })
-        .map_err(|failure| to_error(&failure))?;
+        Self::hold(SourceSession::open(to_options(options)?))
+    }
+
+    /// Takes over the post-copy of a runner that died after the hand-over.
+    #[napi(factory)]
+    pub fn resume(options: NativeSourceOptions, record: NativeFrozenRecord) -> Result<Self> {
+        let digest = u128::from_str_radix(&record.digest, 16)
+            .map_err(|_| invalid("the digest of the record is malformed"))?;
+        let record = FinishedMemory {
+            digest,
+            missing_digest: record.missing_digest,
+            missing_pages: whole(record.missing_page_count, "missingPageCount")?,
+            io_sequence: Vec::new(),
+            last_pass_pages: 0,
+            scan_ms: 0.0,
+            send_ms: 0.0,
+            holes_ms: 0.0,
+        };
+        Self::hold(SourceSession::resume(to_options(options)?, record))
+    }
+
+    fn hold(session: std::result::Result<SourceSession, Failure>) -> Result<Self> {
+        let session = session.map_err(|failure| to_error(&failure))?;
         Ok(Self { session: Mutex::new(Some(Arc::new(session))) })
     }
 
@@ -316,6 +319,36 @@ impl NativeSource {
             Ok(())
         })
     }
+}
+
+fn to_options(options: NativeSourceOptions) -> Result<SourceOptions> {
+    let address = format_address(&options.address, options.port)?;
+    let identity: PeerIdentity =
+        options.identity.parse().map_err(|()| invalid("the target's identity is malformed"))?;
+    let credentials = credentials(&options.tls)?;
+    let link = Connector::new(address, &credentials, &identity, SocketOptions::default())
+        .map_err(|error| invalid(&error.to_string()))?;
+    let socket_uid = options.socket_uid.map(|uid| small(uid, "socketUid")).transpose()?;
+    Ok(SourceOptions {
+        migration: options.migration,
+        epoch: whole(options.epoch, "epoch")?,
+        link: Arc::new(link),
+        lane_count: small(options.lane_count, "laneCount")?,
+        memory_path: PathBuf::from(options.memory_path),
+        memory_bytes: whole(options.memory_bytes, "memoryBytes")?,
+        vmm_pid: small(options.vmm_pid, "vmmPid")?,
+        device_state_socket: PathBuf::from(options.device_state_socket),
+        disk_sockets: options.disk_sockets.into_iter().map(PathBuf::from).collect(),
+        socket_uid,
+        bandwidth_bytes_per_second: whole(
+            options.bandwidth_bytes_per_second,
+            "bandwidthBytesPerSecond",
+        )?,
+        downtime_budget_ms: millis(options.downtime_budget_ms, "downtimeBudgetMs")?,
+        post_copy: options.post_copy,
+        balloon: options.balloon,
+        deadline_ms: millis(options.deadline_ms, "deadlineMs")?,
+    })
 }
 
 pub(crate) fn format_address(address: &str, port: f64) -> Result<SocketAddr> {

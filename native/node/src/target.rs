@@ -7,7 +7,7 @@ use napi::bindgen_prelude::Object;
 use napi::{Env, Result};
 use napi_derive::napi;
 use novacron_session::{
-    DiskEndpoint, LaneListener, MemoryRecord, TargetOptions, TargetSession, TargetSnapshot,
+    DiskEndpoint, Failure, LaneListener, MemoryRecord, TargetOptions, TargetSession, TargetSnapshot,
 };
 use novacron_transport::tls::{Acceptor, AcceptorOptions};
 
@@ -17,6 +17,8 @@ use crate::convert::{
 };
 use crate::promise::promise;
 use crate::source::{NativeDigest, format_address};
+
+type Outcome<T> = std::result::Result<T, Failure>;
 
 #[napi(object, use_nullable = true)]
 pub struct NativeListenerOptions {
@@ -121,6 +123,20 @@ impl NativeListener {
 
     #[napi]
     pub fn expect(&self, options: NativeTargetOptions) -> Result<NativeTarget> {
+        self.register(options, LaneListener::expect)
+    }
+
+    /// Takes over the post-copy of a runner that died.
+    #[napi]
+    pub fn resume(&self, options: NativeTargetOptions) -> Result<NativeTarget> {
+        self.register(options, LaneListener::resume)
+    }
+
+    fn register(
+        &self,
+        options: NativeTargetOptions,
+        open: impl FnOnce(&LaneListener, TargetOptions) -> Outcome<TargetSession>,
+    ) -> Result<NativeTarget> {
         let source = options
             .source_identity
             .parse()
@@ -141,7 +157,7 @@ impl NativeListener {
             post_copy_allowed: options.post_copy_allowed,
         };
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
-        let session = listener.as_ref().ok_or_else(closed)?.expect(options);
+        let session = open(listener.as_ref().ok_or_else(closed)?, options);
         let session = session.map_err(|failure| to_error(&failure))?;
         Ok(NativeTarget { session: Mutex::new(Some(Arc::new(session))) })
     }

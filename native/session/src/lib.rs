@@ -33,7 +33,7 @@ pub use source::{
     ConvergenceAnswer, FinishMode, FinishedMemory, SourceOptions, SourceSession, SourceSnapshot,
 };
 pub use target::{
-    DiskEndpoint, MemoryRecord, TargetOptions, TargetSession, TargetSnapshot,
+    DiskEndpoint, MemoryRecord, TargetOptions, TargetSession, TargetSnapshot, journal_path,
 };
 
 use std::time::Duration;
@@ -45,3 +45,6 @@ pub(crate) const REOPEN_PAUSE_MIN: Duration = Duration::from_millis(20);
 pub(crate) const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How long a move survives without a lane before the target runs; afterwards it waits for ever.
 pub(crate) const LINK_LOST_MAX: Duration = Duration::from_secs(30);
+/// Pause before a target that refused a lane in post-copy is asked again: one that is being
+/// restarted does until it has found the VM.
+pub(crate) const REFUSED_PAUSE: Duration = Duration::from_millis(200);

@@ -36,13 +36,26 @@ impl LaneListener {
 
     /// Registers a move; its lanes are taken from now on.
     pub fn expect(&self, options: TargetOptions) -> Result<TargetSession, Failure> {
+        self.register(options, TargetSession::open)
+    }
+
+    /// Registers a move whose post-copy a mover before this one has left unfinished.
+    pub fn resume(&self, options: TargetOptions) -> Result<TargetSession, Failure> {
+        self.register(options, TargetSession::resume)
+    }
+
+    fn register(
+        &self,
+        options: TargetOptions,
+        open: impl FnOnce(TargetOptions) -> Result<TargetSession, Failure>,
+    ) -> Result<TargetSession, Failure> {
         let key = (options.migration.clone(), options.epoch);
         let mut expected = lock(&self.expected);
         expected.retain(|_, shared| shared.upgrade().is_some_and(|shared| !shared.ended()));
         if expected.contains_key(&key) {
             return Err(Failure::new(FailureCode::InputInvalid, "the move is expected already"));
         }
-        let session = TargetSession::open(options)?;
+        let session = open(options)?;
         expected.insert(key, Arc::downgrade(session.shared()));
         Ok(session)
     }

@@ -48,6 +48,12 @@ impl Pacer {
         }
     }
 
+    /// Counts bytes that can't wait; those that may wait go later for it.
+    pub(crate) fn spend(&self, bytes: u64) {
+        let now = self.nanos();
+        lock(&self.state).bucket.spend(bytes, now);
+    }
+
     pub(crate) fn set_rate(&self, bytes_per_second: u64) {
         let now = self.nanos();
         self.change(|state| state.bucket.set_rate(bytes_per_second, now));

@@ -69,6 +69,18 @@ impl PageBits {
         }))
     }
 
+    /// Takes the first pages of one chunk out, at most `count`, and answers which they were.
+    pub(crate) fn take_first(&self, chunk: usize, count: usize) -> PageSet {
+        let first = (chunk * CHUNK_PAGES) as u64;
+        let mut taken = PageSet::EMPTY;
+        for page in self.get(chunk).iter().take(count) {
+            if self.remove(first + page as u64) {
+                taken.insert(page);
+            }
+        }
+        taken
+    }
+
     /// Pages of one chunk.
     pub(crate) fn get(&self, chunk: usize) -> PageSet {
         let words = &self.words[chunk * WORDS..(chunk + 1) * WORDS];
@@ -125,6 +137,10 @@ mod tests {
         assert_eq!(bits.take(0).count(), 256);
         assert_eq!(bits.take(1).runs().collect::<Vec<_>>(), [(0, 104)]);
         assert_eq!(bits.count(), 0);
+        assert_eq!(bits.insert_run(300, 20), 20);
+        assert_eq!(bits.take_first(1, 8).runs().collect::<Vec<_>>(), [(44, 8)]);
+        assert_eq!(bits.take_first(1, 80).runs().collect::<Vec<_>>(), [(52, 12)]);
+        assert!(bits.take_first(1, 80).is_empty());
         assert!(bits.insert(1023) && !bits.insert(1023) && bits.contains(1023));
         assert!(bits.remove(1023) && !bits.remove(1023));
     }

@@ -276,6 +276,7 @@ function stage(faults: Faults = {}) {
     ...common, target: h2, policy: defaultPolicy, world: world(h1), vmm: sourceVmm,
     gates: gates(h1), session: sourceSession, openLink: () => Promise.resolve(pair.a),
     deviceStateSocket: '/d', diskSockets: [],
+    lanes: { address: '192.0.2.2', port: 1, count: 2, bandwidthBytesPerSecond: 0 },
     disks: {
       start: () => Promise.resolve(),
       synchronised: () => step('disks-synchronised'),

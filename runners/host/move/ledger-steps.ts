@@ -5,7 +5,7 @@
 import { CodedError } from '../../../contracts/failures.ts';
 import type { VmName } from '../../../contracts/identity.ts';
 import type { LedgerEvent, Verdict, VmEntry } from '../../../contracts/ownership.ts';
-import type { MoveWorld } from './ports.ts';
+import type { MoveNote, MoveWorld, SourceMoveOptions } from './ports.ts';
 
 /** Pause between two tries while the ledger is silent, ms. */
 const retryEveryMs = 100;
@@ -47,3 +47,8 @@ export async function proposeUntilAnswered(
     }
   }
 }
+
+/** How far the source's half is, with what its next runner needs to serve the frozen image. */
+export const sourceNote = (
+  { migration, epoch, target, lanes }: SourceMoveOptions, stage: MoveNote['stage'],
+): MoveNote => ({ version: 1, migration, side: 'source', epoch, peer: target, stage, lanes });

@@ -117,6 +117,14 @@ export interface PeerConversation {
   close(): void;
 }
 
+/** Where a source's lanes lead, so that a restarted runner can serve a frozen image. */
+export interface MoveLanes {
+  readonly address: string;
+  readonly port: number;
+  readonly count: number;
+  readonly bandwidthBytesPerSecond: number;
+}
+
 /** Kept beside the VM so that a restarted runner knows how far this host's half was. */
 export interface MoveNote {
   readonly version: 1;
@@ -129,6 +137,8 @@ export interface MoveNote {
    * had arrived, for that is what Ready attests. The source's stages follow its hand-over.
    */
   readonly stage: 'open' | 'quiescing' | 'handed-over';
+  /** In a source's notes. */
+  readonly lanes?: MoveLanes | undefined;
 }
 
 /** Shared by both halves. */
@@ -162,6 +172,7 @@ export interface SourceMoveOptions {
   readonly gates: VmGates;
   readonly session: SourceSession;
   readonly openLink: () => Promise<PeerConversation>;
+  readonly lanes: MoveLanes;
   /** Sockets that the session listens on: device state, and one a disk. */
   readonly deviceStateSocket: string;
   readonly diskSockets: readonly string[];

@@ -12,7 +12,7 @@ import type { TransferRecord } from '../../../contracts/ownership.ts';
 import type { ConvergenceDecision } from '../../data-plane/sessions.ts';
 import { transferFigures } from './figures.ts';
 import { giveUpCause, outcomeBeforeStop } from './give-up-cause.ts';
-import { proposeUntilAnswered, readEntry } from './ledger-steps.ts';
+import { proposeUntilAnswered, readEntry, sourceNote } from './ledger-steps.ts';
 import type { PeerMessage } from './peer-messages.ts';
 import type { PeerConversation, SourceMoveOptions } from './ports.ts';
 import { ProgressLooks } from './progress.ts';
@@ -61,6 +61,10 @@ export class SourceMove {
 
   get phase(): Phase { return this.#phase; }
   get attendedAtMs(): number { return this.#attendedAtMs; }
+  /** The session that serves a started target broke; another one may take over. */
+  get needsSuccessor(): boolean {
+    return this.#phase === 'post-copy' && this.#options.session.snapshot().failure !== null;
+  }
   attend(): void {
     this.#attendedAtMs = this.#options.world.nowMs();
   }
@@ -227,10 +231,8 @@ export class SourceMove {
   }
 
   async #handOver(decision: ConvergenceDecision): Promise<SessionOutcome> {
-    const { world, vmm, vm, migration, epoch, target, log } = this.#options;
-    await world.note(vm, {
-      version: 1, migration, side: 'source', epoch, peer: target, stage: 'quiescing',
-    });
+    const { world, vmm, vm, log } = this.#options;
+    await world.note(vm, sourceNote(this.#options, 'quiescing'));
     // STOP waits for the guest's writes, and those for a target that may have gone silent.
     const patience = setTimeout(() => this.#cutDisks(), stopPatienceMs);
     const stop = await vmm.stop().finally(() => clearTimeout(patience));
@@ -354,11 +356,9 @@ export class SourceMove {
     readonly stopEventMs: number;
     readonly stoppedMs: number;
   }): Promise<SessionOutcome> {
-    const { world, vm, migration, epoch, target, gates, session, disks, log } = this.#options;
+    const { world, vm, gates, session, disks, log } = this.#options;
     await gates.closeNics();
-    await world.note(vm, {
-      version: 1, migration, side: 'source', epoch, peer: target, stage: 'handed-over',
-    });
+    await world.note(vm, sourceNote(this.#options, 'handed-over'));
     const message = await this.#runningMessage();
     const figures = transferFigures({
       nowMs: world.nowMs(),

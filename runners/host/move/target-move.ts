@@ -246,6 +246,7 @@ export class TargetMove {
       this.#outcome.resolve({ kind: 'running', digest: this.#digest, epoch });
     } catch (error) {
       const coded = error instanceof CodedError ? error : null;
+      this.#stage = 'ended';
       this.#outcome.resolve({
         kind: 'gave-up',
         code: coded?.code ?? 'engine/failed',

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use novacron_core::pages::PageSet;
 
@@ -28,6 +28,8 @@ pub(crate) struct Sent {
     pub(crate) sequence: u64,
     pub(crate) cargo: Cargo,
     pub(crate) bytes: u64,
+    /// When it took room in the push window; only pushed pages do.
+    pub(crate) pushed_at: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -127,7 +129,8 @@ mod tests {
         for sequence in 1..=5 {
             let mut pages = PageSet::EMPTY;
             pages.insert(sequence as usize);
-            flight.push(Sent { sequence, cargo: Cargo::Pages { chunk: 0, pages }, bytes: 4096 });
+            let cargo = Cargo::Pages { chunk: 0, pages };
+            flight.push(Sent { sequence, cargo, bytes: 4096, pushed_at: None });
         }
         let mut seen = Vec::new();
         flight.applied(3, |sent| seen.push(sent.sequence));

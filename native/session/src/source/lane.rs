@@ -13,8 +13,8 @@ use novacron_core::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
 use novacron_guest_memory::{WriteMarks, is_zero_page};
 use novacron_transport::{LaneError, LaneWriter};
 
-use crate::OPEN_WAIT_MAX;
 use crate::completion::lock;
+use crate::{OPEN_WAIT_MAX, REFUSED_PAUSE};
 use crate::failure::{Failure, FailureCode};
 use crate::frames::FrameReader;
 use crate::source::flight::{Cargo, Flight, Sent};
@@ -26,6 +26,9 @@ const HEAD: usize = HEADER_BYTES + PAGES_HEAD_BYTES;
 const GATHER_BYTES: usize = 512 * 1024;
 /// One grant of the pacer and one write: a pause or a new limit acts within it.
 const SLICE_BYTES: usize = 128 * 1024;
+
+/// Pages of one pushed frame: 128 KiB are 6 ms of a 20 MB/s link, which a fault may wait.
+const PUSH_PAGES_MAX: usize = 32;
 
 /// Why a lane stopped serving.
 enum Stop {
@@ -69,18 +72,18 @@ pub(crate) struct LaneSender {
 impl LaneSender {
     pub(crate) fn new(shared: Arc<Shared>, index: usize) -> Self {
         let lanes = shared.lane_count;
-        let own_chunks = shared.dirty.chunks().div_ceil(lanes);
+        let before_final = if shared.resumed { 0 } else { shared.dirty.chunks().div_ceil(lanes) };
         let flight = shared.flights[index].clone();
         Self {
             index,
             flight,
-            table: DigestTable::new(own_chunks * CHUNK_PAGES),
+            table: DigestTable::new(before_final * CHUNK_PAGES),
             hasher: PageHasher::new(),
             buffer: vec![0; GATHER_BYTES + HEAD + CHUNK_BYTES],
             used: 0,
             sequence: 0,
             noted: 0,
-            done: LaneDone::default(),
+            done: LaneDone { last: shared.resumed, ..LaneDone::default() },
             marks: None,
             say_zeros: false,
             shared,
@@ -97,7 +100,6 @@ impl LaneSender {
             let ticket = self.shared.wire.add(lane.control.clone());
             let stop = self.serve(lane);
             self.shared.wire.remove(ticket);
-            self.shared.lane_closed();
             match stop {
                 Stop::Ended => return,
                 Stop::Broken(_) if self.is_over() => return,
@@ -112,6 +114,10 @@ impl LaneSender {
         let mut frames = FrameReader::new(reader);
         let applied = match frames.next() {
             Ok((applied, Frame::Resume)) => applied,
+            Ok((_, Frame::Refused { .. })) if self.shared.target_runs() => {
+                thread::sleep(REFUSED_PAUSE);
+                return Stop::Broken(LaneError::Truncated);
+            }
             Ok((_, Frame::Refused { reason })) => {
                 self.shared.fail(self.shared.refusal(reason));
                 return Stop::Ended;
@@ -139,6 +145,7 @@ impl LaneSender {
         lane.control.shutdown();
         // The thread ends with the lane; a panic of it has broken the lane already.
         let _ = acknowledgements.join();
+        self.shared.lane_closed();
         stop
     }
 
@@ -147,16 +154,21 @@ impl LaneSender {
         let shared = self.shared.clone();
         self.flight.applied(applied, |sent| shared.note_applied(sent));
         let unapplied = self.flight.restart();
-        if unapplied.iter().any(|sent| sent.cargo == Cargo::Final) {
+        // The push begins when the target runs: it has every final marker then.
+        let is_push = shared.orders.phase() == Phase::Push;
+        if !is_push && unapplied.iter().any(|sent| sent.cargo == Cargo::Final) {
             self.done.last = false;
         }
         for sent in unapplied {
             self.say_zeros = true;
+            if sent.pushed_at.is_some() {
+                shared.push_window.lost(sent.bytes);
+            }
             shared.figures.resent_bytes.fetch_add(sent.bytes, Ordering::Relaxed);
             match sent.cargo {
                 Cargo::Pages { chunk, pages } if self.done.last => {
                     shared.missing.insert_set(chunk, &pages);
-                    self.done.pushed = false;
+                    self.done.pushed = 0;
                 }
                 Cargo::Pages { chunk, pages } => {
                     shared.dirty.insert_set(chunk, &pages);
@@ -188,7 +200,7 @@ impl LaneSender {
                     Ok(())
                 }),
                 Action::Last(mode) => self.finish(writer, mode),
-                Action::Push => self.push(writer),
+                Action::Push(push) => self.push(writer, push),
             };
             if let Err(stop) = step {
                 return stop;
@@ -262,15 +274,18 @@ impl LaneSender {
         Ok(())
     }
 
-    fn push(&mut self, writer: &mut LaneWriter) -> Result<(), Stop> {
+    fn push(&mut self, writer: &mut LaneWriter, push: u64) -> Result<(), Stop> {
         for chunk in self.own_chunks() {
-            let pages = self.shared.missing.take(chunk);
-            if !pages.is_empty() {
+            loop {
+                let pages = self.shared.missing.take_first(chunk, PUSH_PAGES_MAX);
+                if pages.is_empty() {
+                    break;
+                }
                 self.add_pages(writer, chunk, pages)?;
+                self.write_out(writer)?;
             }
         }
-        self.write_out(writer)?;
-        self.done.pushed = true;
+        self.done.pushed = push;
         Ok(())
     }
 
@@ -297,15 +312,26 @@ impl LaneSender {
         if data.is_empty() && zero.is_empty() {
             return Ok(());
         }
+        let length = HEAD + data.count() * PAGE_BYTES;
+        let pushed_at = if self.done.last {
+            let needed = || !self.flight.broken() && !self.shared.ended();
+            if !self.shared.push_window.enter(length as u64, needed) {
+                self.give_back(chunk, &pages);
+                return Err(self.stop_reason());
+            }
+            Some(Instant::now())
+        } else {
+            None
+        };
         self.shared.held.insert_set(chunk, &data);
         self.shared.held.remove_set(chunk, &zero);
         self.sequence += 1;
         let head = pages_head(self.sequence, chunk as u64, data, zero);
         self.buffer[self.used..start].copy_from_slice(&head);
-        let length = HEAD + data.count() * PAGE_BYTES;
         self.used += length;
         let cargo = Cargo::Pages { chunk, pages: data.union(&zero) };
-        self.flight.push(Sent { sequence: self.sequence, cargo, bytes: length as u64 });
+        let sent = Sent { sequence: self.sequence, cargo, bytes: length as u64, pushed_at };
+        self.flight.push(sent);
         self.write_out_if_full(writer)
     }
 
@@ -380,7 +406,7 @@ impl LaneSender {
         self.buffer[self.used..self.used + bytes.len()].copy_from_slice(&bytes);
         self.used += bytes.len();
         let bytes = bytes.len() as u64;
-        self.flight.push(Sent { sequence: self.sequence, cargo, bytes });
+        self.flight.push(Sent { sequence: self.sequence, cargo, bytes, pushed_at: None });
     }
 
     fn write_out_if_full(&mut self, writer: &mut LaneWriter) -> Result<(), Stop> {
@@ -408,6 +434,7 @@ fn receive(shared: &Shared, flight: &Flight, mut frames: FrameReader) {
             Ok((applied, Frame::Applied)) => {
                 flight.applied(applied, |sent| shared.note_applied(sent));
             }
+            Ok((_, Frame::Refused { .. })) if shared.target_runs() => break,
             Ok((_, Frame::Refused { reason })) => {
                 shared.fail(shared.refusal(reason));
                 break;

@@ -5,6 +5,7 @@ mod faults;
 mod flight;
 mod lane;
 mod orders;
+mod push_window;
 mod rates;
 mod snapshot;
 mod survey;
@@ -34,6 +35,7 @@ use crate::{LINK_LOST_MAX, OPEN_WAIT_MAX, REOPEN_PAUSE_MAX, REOPEN_PAUSE_MIN};
 use flight::{Cargo, Flight, Sent};
 use lane::LaneSender;
 use orders::{Orders, Phase};
+use push_window::PushWindow;
 pub use snapshot::SourceSnapshot;
 use snapshot::View;
 
@@ -105,6 +107,8 @@ pub(crate) struct Figures {
 /// Everything that the threads of one source share.
 pub(crate) struct Shared {
     options: SourceOptions,
+    /// A source before this one has handed the VM over and died in post-copy.
+    pub(crate) resumed: bool,
     pub(crate) lane_count: usize,
     pub(crate) memory: MemoryFile,
     /// To be sent.
@@ -120,6 +124,7 @@ pub(crate) struct Shared {
     /// One for each lane, from the moment that tracking is armed.
     pub(crate) marks: Mutex<Vec<WriteMarks>>,
     late_sum: Mutex<u128>,
+    pub(crate) push_window: PushWindow,
     pub(crate) flights: Vec<Arc<Flight>>,
     pub(crate) orders: Orders,
     pub(crate) pacer: Pacer,
@@ -156,9 +161,8 @@ impl Shared {
                 Ok(lane) => return Some(lane),
                 Err(error) => error,
             };
-            let target_runs = matches!(self.orders.phase(), Phase::Push | Phase::Last(FinishMode::PostCopy));
             let hopeless = is_refusal(&error) || self.connected.peek().is_none();
-            if !target_runs && (hopeless || began.elapsed() > LINK_LOST_MAX) {
+            if !self.target_runs() && (hopeless || began.elapsed() > LINK_LOST_MAX) {
                 self.fail(error.into());
                 return None;
             }
@@ -166,6 +170,11 @@ impl Shared {
             thread::sleep(pause.min(Duration::from_millis(100)));
             pause = (pause * 2).min(REOPEN_PAUSE_MAX);
         }
+    }
+
+    /// The target may have started without its pages: no refusal ends the session from then on.
+    pub(crate) fn target_runs(&self) -> bool {
+        matches!(self.orders.phase(), Phase::Push | Phase::Last(FinishMode::PostCopy))
     }
 
     pub(crate) fn lane_opened(&self) {
@@ -187,7 +196,8 @@ impl Shared {
     fn one_ready(&self) {
         let mut ready = lock(&self.ready);
         *ready += 1;
-        let needed = self.lane_count + 1 + usize::from(self.options.post_copy);
+        let device = usize::from(!self.resumed);
+        let needed = self.lane_count + device + usize::from(self.options.post_copy);
         if *ready == needed {
             self.connected.give(Ok(()));
         }
@@ -195,6 +205,9 @@ impl Shared {
 
     pub(crate) fn note_applied(&self, sent: &Sent) {
         self.figures.applied_bytes.fetch_add(sent.bytes, Ordering::Relaxed);
+        if let Some(pushed_at) = sent.pushed_at {
+            self.push_window.applied(sent.bytes, pushed_at);
+        }
         if let Cargo::Pages { pages, .. } = sent.cargo {
             let count = pages.count() as u64;
             self.figures.done_pages.fetch_add(count, Ordering::Relaxed);
@@ -278,12 +291,26 @@ pub struct SourceSession {
 impl SourceSession {
     /// Checks the options and opens the memory file.
     pub fn open(options: SourceOptions) -> Result<Self, Failure> {
+        Self::make(options, false)
+    }
+
+    /// Takes over from a source that died in post-copy: serves the frozen image. `record` is what
+    /// the ledger holds of the last pass; the target says which pages it listed.
+    pub fn resume(options: SourceOptions, record: FinishedMemory) -> Result<Self, Failure> {
+        let session = Self::make(SourceOptions { post_copy: true, ..options }, true)?;
+        session.shared.finished.give(Ok(record));
+        session.shared.orders.start_in_push();
+        Ok(session)
+    }
+
+    fn make(options: SourceOptions, resumed: bool) -> Result<Self, Failure> {
         check(&options)?;
         let memory = MemoryFile::open_source(&options.memory_path, options.memory_bytes)
             .map_err(|error| Failure::new(FailureCode::InputInvalid, error.to_string()))?;
         let lane_count = usize::from(options.lane_count);
         let bits = || PageBits::new(options.memory_bytes);
         let shared = Shared {
+            resumed,
             lane_count,
             memory,
             dirty: bits(),
@@ -293,6 +320,7 @@ impl SourceSession {
             counted: bits(),
             marks: Mutex::new(Vec::new()),
             late_sum: Mutex::new(0),
+            push_window: PushWindow::default(),
             flights: (0..lane_count).map(|_| Arc::new(Flight::default())).collect(),
             orders: Orders::new(lane_count),
             pacer: Pacer::new(options.bandwidth_bytes_per_second),
@@ -329,11 +357,6 @@ impl SourceSession {
 
     fn start_channels(&self) -> Result<(), Failure> {
         let options = &self.shared.options;
-        let device = tunnel::listen(&options.device_state_socket, options.socket_uid)?;
-        let mut disks = Vec::new();
-        for path in &options.disk_sockets {
-            disks.push(tunnel::listen(path, options.socket_uid)?);
-        }
         for index in 0..self.shared.lane_count {
             let sender = LaneSender::new(self.shared.clone(), index);
             start(&format!("lane-{index}"), move || sender.run())?;
@@ -341,6 +364,16 @@ impl SourceSession {
         if options.post_copy {
             let shared = self.shared.clone();
             start("faults", move || faults::serve(&shared))?;
+        }
+        if self.shared.resumed { Ok(()) } else { self.start_tunnels() }
+    }
+
+    fn start_tunnels(&self) -> Result<(), Failure> {
+        let options = &self.shared.options;
+        let device = tunnel::listen(&options.device_state_socket, options.socket_uid)?;
+        let mut disks = Vec::new();
+        for path in &options.disk_sockets {
+            disks.push(tunnel::listen(path, options.socket_uid)?);
         }
         let shared = self.shared.clone();
         // An estimate alone: without it there is none until the first round.

@@ -23,7 +23,8 @@ pub(crate) enum Phase {
 pub(crate) enum Action {
     Sweep(u64),
     Last(FinishMode),
-    Push,
+    /// The number of the push: a list of the target may ask for another one.
+    Push(u64),
     Broken,
     End,
 }
@@ -33,12 +34,13 @@ pub(crate) enum Action {
 pub(crate) struct LaneDone {
     pub(crate) sweep: u64,
     pub(crate) last: bool,
-    pub(crate) pushed: bool,
+    pub(crate) pushed: u64,
 }
 
 struct State {
     phase: Phase,
     sweep: u64,
+    push: u64,
     holes_known: bool,
     finish: Option<FinishMode>,
     swept: Vec<u64>,
@@ -55,6 +57,7 @@ impl Orders {
         let state = State {
             phase: Phase::Rounds,
             sweep: 0,
+            push: 0,
             holes_known: false,
             finish: None,
             swept: vec![0; lane_count],
@@ -79,7 +82,7 @@ impl Orders {
                 Phase::Rounds if state.sweep > done.sweep => return Action::Sweep(state.sweep),
                 Phase::Last(mode) if !done.last => return Action::Last(mode),
                 Phase::Push if !done.last => return Action::Last(FinishMode::PostCopy),
-                Phase::Push if !done.pushed => return Action::Push,
+                Phase::Push if done.pushed < state.push => return Action::Push(state.push),
                 _ => state = self.wait(state, Duration::from_secs(1)),
             }
         }
@@ -192,8 +195,19 @@ impl Orders {
         self.change(|state| {
             if state.phase != Phase::Ended {
                 state.phase = Phase::Push;
+                state.push += 1;
             }
         });
+    }
+
+    /// The target runs already, what it misses is not known yet.
+    pub(crate) fn start_in_push(&self) {
+        self.change(|state| state.phase = Phase::Push);
+    }
+
+    /// More is missing than was known.
+    pub(crate) fn push_again(&self) {
+        self.change(|state| state.push += u64::from(state.phase == Phase::Push));
     }
 
     pub(crate) fn end(&self) {

@@ -9,27 +9,31 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use novacron_core::digest::PageHasher;
-use novacron_core::frame::Frame;
+use novacron_core::digest::{MissingHasher, PageHasher};
+use novacron_core::frame::{Frame, Refusal};
 use novacron_core::pages::PageSet;
 use novacron_core::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
 use novacron_guest_memory::{FaultMode, GuestMapping, Resolution, Userfault, pages_mapped_by};
-use novacron_transport::{Lane, LaneWriter};
+use novacron_transport::{Lane, LaneError, LaneWriter};
 
 use crate::completion::lock;
 use crate::failure::{Failure, FailureCode};
 use crate::frames::{FrameReader, send_now};
 use crate::page_bits::{PageBits, pages_of_chunk};
 use crate::source::start;
-use crate::target::Shared;
+use crate::target::journal::{Journal, JournalKey};
+use crate::target::{MemoryRecord, Shared, refuse};
 
 /// How often a fault server without faults looks whether it is still needed.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// The list of missing pages is written in pieces of about this size.
+const LIST_PIECE_BYTES: usize = 64 * 1024;
 const ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
 /// What is made ready before any lane may write: off the blackout.
 pub(crate) struct Prepared {
-    faults: Option<Arc<Active>>,
+    /// Until faults begin.
+    faults: Mutex<Option<Arc<Active>>>,
 }
 
 impl Prepared {
@@ -41,13 +45,65 @@ impl Prepared {
             let userfault = Userfault::obtain(options.vmm_pid)?;
             // A registration that an earlier try left would let our own emptying wait for itself.
             userfault.unregister(&mapping)?;
-            Some(Arc::new(Active { userfault, mapping }))
+            let journal = Journal::create(&options.memory_path, key(shared))?;
+            Some(Arc::new(Active { userfault, mapping, journal }))
         } else {
             None
         };
         shared.memory.discard_all()?;
-        Ok(Self { faults })
+        Ok(Self { faults: Mutex::new(faults) })
     }
+
+    /// Goes on where a mover before this one died. The VMM has kept its userfaultfd, so whoever
+    /// waits for a page still does; what that mover had read of their faults is told anew.
+    pub(crate) fn resume(shared: &Arc<Shared>) -> Result<(Self, MemoryRecord), Failure> {
+        let options = &shared.options;
+        let journal = Journal::open(&options.memory_path, key(shared))?;
+        let mapping =
+            GuestMapping::find(options.vmm_pid, &options.memory_path, options.memory_bytes)?;
+        let userfault = Userfault::adopt(options.vmm_pid)?;
+        let server = &shared.faults;
+        let (mut missing, mut left) = (MissingHasher::default(), 0);
+        for chunk in 0..shared.missing.chunks() {
+            let listed = journal.missing(chunk);
+            let open = listed.difference(&journal.arrived(chunk));
+            missing.chunk(chunk as u64, listed);
+            left += open.count() as u64;
+            shared.missing.insert_set(chunk, &listed);
+            let held = pages_of_chunk(chunk, shared.memory.length()).difference(&open);
+            server.present.insert_set(chunk, &held);
+            server.claimed.insert_set(chunk, &held);
+        }
+        *lock(&server.late_sum) = journal.arrived_sum()?;
+        shared.set_final_sum(journal.final_sum());
+        let (missing_digest, missing_pages) = missing.finish();
+        let digest = journal.final_sum();
+        let active = Arc::new(Active { userfault, mapping, journal });
+        server.left.store(left, Ordering::Release);
+        *lock(&server.active) = Some(active.clone());
+        if left == 0 {
+            become_whole(shared, &active)?;
+        } else {
+            // Without effect where it is registered already.
+            active.userfault.register(&active.mapping, FaultMode::WaitForPages)?;
+            serve_in_thread(shared, &active)?;
+            active.userfault.wake_all(&active.mapping)?;
+        }
+        let io_sequence = Vec::new();
+        let record = MemoryRecord { digest, missing_digest, missing_pages, io_sequence };
+        Ok((Self { faults: Mutex::new(None) }, record))
+    }
+
+    /// Gives up what a successor may need.
+    pub(crate) fn let_go(&self) {
+        lock(&self.faults).take();
+    }
+}
+
+fn key(shared: &Shared) -> JournalKey<'_> {
+    let options = &shared.options;
+    let memory_bytes = options.memory_bytes;
+    JournalKey { migration: &options.migration, epoch: options.epoch, memory_bytes }
 }
 
 /// State of the missing pages.
@@ -64,6 +120,7 @@ pub(crate) struct FaultServer {
 struct Active {
     userfault: Userfault,
     mapping: GuestMapping,
+    journal: Journal,
 }
 
 impl FaultServer {
@@ -85,6 +142,11 @@ impl FaultServer {
         self.left.load(Ordering::Acquire)
     }
 
+    /// Gives up what a successor may need; who works with it just now does so to the end.
+    pub(crate) fn let_go(&self) {
+        lock(&self.active).take();
+    }
+
     fn active(&self) -> Option<Arc<Active>> {
         lock(&self.active).clone()
     }
@@ -95,8 +157,9 @@ pub(crate) fn begin(
     shared: &Arc<Shared>,
     prepared: &Prepared,
     missing_pages: u64,
+    digest: u128,
 ) -> Result<(), Failure> {
-    let Some(active) = &prepared.faults else {
+    let Some(active) = lock(&prepared.faults).take() else {
         return Err(Failure::new(FailureCode::InputInvalid, "pages are missing without consent"));
     };
     let pid = shared.options.vmm_pid;
@@ -115,8 +178,13 @@ pub(crate) fn begin(
         server.present.insert_set(chunk, &held);
         server.claimed.insert_set(chunk, &held);
     }
+    active.journal.begin(|chunk| shared.missing.get(chunk), digest);
     server.left.store(missing_pages, Ordering::Release);
     *lock(&server.active) = Some(active.clone());
+    serve_in_thread(shared, &active)
+}
+
+fn serve_in_thread(shared: &Arc<Shared>, active: &Arc<Active>) -> Result<(), Failure> {
     let (shared, active) = (shared.clone(), active.clone());
     start("fault-server", move || serve_faults(&shared, &active))?;
     Ok(())
@@ -175,8 +243,12 @@ fn request(server: &FaultServer, page: u64) {
 
 /// Serves one connection of the fault lane until it ends.
 pub(crate) fn serve_lane(shared: &Arc<Shared>, lane: Lane) {
+    if shared.wait_prepared().is_err() {
+        return refuse(lane, Refusal::Failed);
+    }
     let Lane { reader, mut writer, control } = lane;
-    if send_now(&mut writer, 0, Frame::Resume).is_err() {
+    let resumed = send_now(&mut writer, 0, Frame::Resume);
+    if resumed.and_then(|()| send_list(shared, &mut writer)).is_err() {
         return;
     }
     let server = &shared.faults;
@@ -208,6 +280,31 @@ pub(crate) fn serve_lane(shared: &Arc<Shared>, lane: Lane) {
     control.shutdown();
 }
 
+/// Says what was missing at the start and what still is, once the target may have started: this
+/// process or the source's may be the second one of the move.
+fn send_list(shared: &Shared, writer: &mut LaneWriter) -> Result<(), LaneError> {
+    let server = &shared.faults;
+    if server.active().is_none() {
+        return Ok(());
+    }
+    let mut out = Vec::with_capacity(LIST_PIECE_BYTES + 128);
+    for chunk in 0..shared.missing.chunks() {
+        let listed = shared.missing.get(chunk);
+        if listed.is_empty() {
+            continue;
+        }
+        let open = listed.difference(&server.present.get(chunk));
+        Frame::Listed { chunk: chunk as u64, listed, open }.encode(0, &mut out);
+        if out.len() >= LIST_PIECE_BYTES {
+            writer.write_all(&out)?;
+            out.clear();
+        }
+    }
+    Frame::ListEnd.encode(0, &mut out);
+    writer.write_all(&out)?;
+    writer.flush()
+}
+
 /// Puts pages that came after the start into the guest, each once.
 pub(crate) fn install(
     shared: &Arc<Shared>,
@@ -234,29 +331,33 @@ pub(crate) fn install(
         claimed
     };
     let (new_data, new_zero) = (claim(data), claim(zero));
-    let mut sum = 0_u128;
+    let new = new_data.union(&new_zero);
+    if new.is_empty() {
+        return Ok(());
+    }
+    let mut contributions = Vec::with_capacity(new_data.count());
     for (position, page) in data.iter().enumerate().filter(|(_, page)| new_data.contains(*page)) {
         let content = &bytes[position * PAGE_BYTES..(position + 1) * PAGE_BYTES];
         let number = first_page + page as u64;
         shared.memory.write(content, number * PAGE_BYTES as u64)?;
-        hasher.contributions(content, &[number], |_, value| sum = sum.wrapping_add(value));
+        hasher.contributions(content, &[number], |_, value| contributions.push((page, value)));
     }
     for (first, count) in new_zero.runs() {
         let offset = (chunk * CHUNK_BYTES + first * PAGE_BYTES) as u64;
         shared.memory.discard(offset, (count * PAGE_BYTES) as u64)?;
     }
+    active.journal.note_arrived(chunk, &new, &contributions)?;
     {
         let mut late = lock(&server.late_sum);
-        *late = late.wrapping_add(sum);
+        *late = contributions.iter().fold(*late, |sum, (_, value)| sum.wrapping_add(*value));
     }
-    let new = new_data.union(&new_zero);
     server.present.insert_set(chunk, &new);
     for (first, count) in new.runs() {
         map_run(shared, &active, first_page + first as u64, count as u64)?;
     }
     let count = new.count() as u64;
     shared.figures.received_pages.fetch_add(count, Ordering::Relaxed);
-    if count > 0 && server.left.fetch_sub(count, Ordering::AcqRel) == count {
+    if server.left.fetch_sub(count, Ordering::AcqRel) == count {
         become_whole(shared, &active)?;
     }
     Ok(())

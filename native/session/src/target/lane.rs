@@ -74,7 +74,8 @@ impl Receiver<'_> {
                     }
                     bytes += pages.len();
                     since += 1;
-                    bytes >= APPLIED_BYTES_MAX || since >= APPLIED_FRAMES_MAX
+                    // The push window is small: what it holds is told at once.
+                    state.last || bytes >= APPLIED_BYTES_MAX || since >= APPLIED_FRAMES_MAX
                 }
                 Frame::RoundEnd { .. } => true,
                 Frame::Missing { chunk, pages } if !state.last => {
@@ -95,6 +96,8 @@ impl Receiver<'_> {
                     self.shared.lane_is_final(digest)?;
                     true
                 }
+                // The mover before this one had applied it, its answer was lost with it.
+                Frame::Missing { .. } | Frame::Final { .. } if self.shared.resumed => true,
                 _ => return Err(Failure::new(FailureCode::LinkRefused, "an unexpected frame came")),
             };
             state.applied = sequence;

@@ -1,6 +1,7 @@
 //! The target of one try: what it expects, its shared state, and the handle that the runner holds.
 
 mod faults;
+mod journal;
 mod lane;
 
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ use crate::source::{in_thread, start};
 use crate::tunnel::{self, TunnelFigures};
 use crate::wire::Wire;
 use faults::{FaultServer, Prepared};
+pub use journal::journal_path;
 
 /// How long the VMM may take to make the socket that its incoming state is sent to.
 const DEVICE_SOCKET_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -97,6 +99,8 @@ pub(crate) struct LaneSlot {
 pub(crate) struct Shared {
     pub(crate) options: TargetOptions,
     pub(crate) memory: MemoryFile,
+    /// A mover before this one has seen the final markers and died in post-copy.
+    pub(crate) resumed: bool,
     lanes: OnceLock<Vec<LaneSlot>>,
     /// Memory is empty, and where pages may be missing the VMM's userfaultfd is at hand.
     prepared: Answer<Arc<Prepared>>,
@@ -137,6 +141,10 @@ impl Shared {
         self.wire.end();
         self.disks.close();
         self.prepared.give(Err(failure.clone()));
+        if let Some(Ok(prepared)) = self.prepared.peek() {
+            prepared.let_go();
+        }
+        self.faults.let_go();
         self.memory_in.give(Err(failure.clone()));
         self.whole.give(Err(failure.clone()));
     }
@@ -145,12 +153,13 @@ impl Shared {
     pub(crate) fn slot(&self, index: u16, count: u16) -> Option<&LaneSlot> {
         let chunks = self.missing.chunks();
         let slots = self.lanes.get_or_init(|| {
-            let pages = chunks.div_ceil(usize::from(count)) * CHUNK_PAGES;
+            let before_final = if self.resumed { 0 } else { chunks.div_ceil(usize::from(count)) };
+            let pages = before_final * CHUNK_PAGES;
             let slot = |_| LaneSlot {
                 state: Mutex::new(LaneState {
                     applied: 0,
                     table: DigestTable::new(pages),
-                    last: false,
+                    last: self.resumed,
                 }),
                 current: Mutex::new(None),
             };
@@ -180,7 +189,7 @@ impl Shared {
         }
         let (missing_digest, missing_pages) = missing.finish();
         if missing_pages > 0 {
-            faults::begin(self, &*self.wait_prepared()?, missing_pages)?;
+            faults::begin(self, &*self.wait_prepared()?, missing_pages, digest)?;
         }
         let io_sequence = self.disks.io_sequence();
         self.memory_in.give(Ok(MemoryRecord { digest, missing_digest, missing_pages, io_sequence }));
@@ -192,6 +201,10 @@ impl Shared {
 
     pub(crate) fn final_sum(&self) -> u128 {
         *lock(&self.final_sum)
+    }
+
+    pub(crate) fn set_final_sum(&self, sum: u128) {
+        *lock(&self.final_sum) = sum;
     }
 
     /// Waits until device state may reach the VMM: it reads guest memory while it loads.
@@ -211,6 +224,31 @@ pub struct TargetSession {
 impl TargetSession {
     /// Opens the memory file; emptying it and taking the userfaultfd go on in a thread.
     pub(crate) fn open(options: TargetOptions) -> Result<Self, Failure> {
+        let shared = Self::share(options, false)?;
+        let preparing = shared.clone();
+        start("prepare", move || match Prepared::make(&preparing) {
+            Ok(prepared) => preparing.prepared.give(Ok(Arc::new(prepared))),
+            Err(failure) => preparing.fail(failure),
+        })?;
+        Ok(Self { shared })
+    }
+
+    /// Takes over the post-copy of a mover that died; the VMM is the one that it served. What may
+    /// fail comes with `memory_in` and `whole`.
+    pub(crate) fn resume(options: TargetOptions) -> Result<Self, Failure> {
+        let shared = Self::share(options, true)?;
+        let preparing = shared.clone();
+        start("resume", move || match Prepared::resume(&preparing) {
+            Ok((prepared, record)) => {
+                preparing.memory_in.give(Ok(record));
+                preparing.prepared.give(Ok(Arc::new(prepared)));
+            }
+            Err(failure) => preparing.fail(failure),
+        })?;
+        Ok(Self { shared })
+    }
+
+    fn share(options: TargetOptions, resumed: bool) -> Result<Arc<Shared>, Failure> {
         let invalid = |what: String| Failure::new(FailureCode::InputInvalid, what);
         let bytes = options.memory_bytes;
         if bytes == 0 || bytes > MEMORY_BYTES_MAX || !bytes.is_multiple_of(PAGE_BYTES as u64) {
@@ -218,8 +256,9 @@ impl TargetSession {
         }
         let memory = MemoryFile::open_target(&options.memory_path, bytes)
             .map_err(|error| invalid(error.to_string()))?;
-        let shared = Arc::new(Shared {
+        Ok(Arc::new(Shared {
             memory,
+            resumed,
             lanes: OnceLock::new(),
             prepared: Answer::default(),
             missing: PageBits::new(bytes),
@@ -235,13 +274,7 @@ impl TargetSession {
             memory_in: Answer::default(),
             whole: Answer::default(),
             options,
-        });
-        let preparing = shared.clone();
-        start("prepare", move || match Prepared::make(&preparing) {
-            Ok(prepared) => preparing.prepared.give(Ok(Arc::new(prepared))),
-            Err(failure) => preparing.fail(failure),
-        })?;
-        Ok(Self { shared })
+        }))
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -329,6 +362,9 @@ pub(crate) fn take_lane(shared: &Arc<Shared>, hello: &Hello, lane: Lane) {
     match hello.role {
         LaneRole::Memory { index, count } => lane::serve(shared, lane, index, count),
         LaneRole::Fault => faults::serve_lane(shared, lane),
+        LaneRole::Device | LaneRole::Disk { .. } if shared.resumed => {
+            refuse(lane, Refusal::Unknown);
+        }
         LaneRole::Device => device_tunnel(shared, lane),
         LaneRole::Disk { index } => disk_tunnel(shared, lane, index),
     }

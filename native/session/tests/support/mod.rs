@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod thin_link;
+
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use novacron_guest_process::GuestProcess;
 use novacron_session::{
-    LaneListener, SourceOptions, SourceSession, TargetOptions, TargetSession,
+    LaneListener, SourceOptions, SourceSession, TargetOptions, TargetSession, journal_path,
 };
 use novacron_transport::PeerIdentity;
 use novacron_transport::tls::{Acceptor, AcceptorOptions, Connector, Credentials, SocketOptions};
@@ -19,8 +21,11 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsage
 pub const PAGE: u64 = 4096;
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
+/// CA, certificate and key, PEM.
+pub type Pems = [String; 3];
+
 /// Credentials of two hosts of one CA.
-pub fn credentials() -> [Credentials; 2] {
+pub fn pems() -> [Pems; 2] {
     let ca_key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::new(Vec::new()).expect("parameters");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -33,9 +38,17 @@ pub fn credentials() -> [Credentials; 2] {
         let uri = format!("novacron://host/{name}");
         params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into().expect("ASCII"))];
         let certificate = params.signed_by(&key, &issuer).expect("a certificate").pem();
-        let key = key.serialize_pem();
-        Credentials::from_pem(ca.as_bytes(), certificate.as_bytes(), key.as_bytes()).expect("fits")
+        [ca.clone(), certificate, key.serialize_pem()]
     })
+}
+
+/// The same, read.
+pub fn credentials() -> [Credentials; 2] {
+    pems().each_ref().map(credentials_of)
+}
+
+pub fn credentials_of([ca, certificate, key]: &Pems) -> Credentials {
+    Credentials::from_pem(ca.as_bytes(), certificate.as_bytes(), key.as_bytes()).expect("fits")
 }
 
 pub fn host(name: &str) -> PeerIdentity {
@@ -49,6 +62,8 @@ pub struct Wanted {
     pub bandwidth: u64,
     pub budget_ms: f64,
     pub deadline_ms: f64,
+    /// Another way to the target than the straight one.
+    pub way: Option<std::net::SocketAddr>,
 }
 
 impl Default for Wanted {
@@ -60,6 +75,7 @@ impl Default for Wanted {
             bandwidth: 0,
             budget_ms: 100.0,
             deadline_ms: 60_000.0,
+            way: None,
         }
     }
 }
@@ -68,6 +84,7 @@ impl Default for Wanted {
 pub struct Lab {
     pub guest: GuestProcess,
     pub listener: LaneListener,
+    pub pems: [Pems; 2],
     credentials: [Credentials; 2],
     port: std::net::SocketAddr,
     name: String,
@@ -80,6 +97,8 @@ pub struct Try {
     pub incoming: GuestProcess,
     pub device_source: PathBuf,
     pub device_target: UnixListener,
+    pub source_options: SourceOptions,
+    pub target_options: TargetOptions,
     paths: Vec<PathBuf>,
 }
 
@@ -91,13 +110,14 @@ impl Lab {
             NEXT.fetch_add(1, Ordering::Relaxed)
         );
         let guest = GuestProcess::start(&PathBuf::from(format!("{name}-source")), bytes);
-        let credentials = credentials();
+        let pems = pems();
+        let credentials = pems.each_ref().map(credentials_of);
         let address = "127.0.0.1:0".parse().expect("an address");
         let acceptor = Acceptor::bind(address, &credentials[1], AcceptorOptions::default());
         let acceptor = acceptor.expect("a listener");
         let port = acceptor.address();
         let listener = LaneListener::open(Arc::new(acceptor)).expect("it accepts");
-        Self { guest, listener, credentials, port, name }
+        Self { guest, listener, pems, credentials, port, name }
     }
 
     pub fn address(&self) -> std::net::SocketAddr {
@@ -105,8 +125,13 @@ impl Lab {
     }
 
     pub fn connector(&self) -> Connector {
+        self.connector_to(self.port)
+    }
+
+    /// The target behind an address that leads to it.
+    pub fn connector_to(&self, address: std::net::SocketAddr) -> Connector {
         let target = host("target");
-        Connector::new(self.port, &self.credentials[0], &target, SocketOptions::default())
+        Connector::new(address, &self.credentials[0], &target, SocketOptions::default())
             .expect("a connector")
     }
 
@@ -114,7 +139,7 @@ impl Lab {
         SourceOptions {
             migration: format!("migrate/test/{number}"),
             epoch: 1,
-            link: Arc::new(self.connector()),
+            link: Arc::new(self.connector_to(wanted.way.unwrap_or(self.port))),
             lane_count: wanted.lanes,
             memory_path: self.guest.path().to_owned(),
             memory_bytes: wanted.bytes,
@@ -136,24 +161,26 @@ impl Lab {
         let incoming = GuestProcess::start(&incoming_path, wanted.bytes);
         let device_path = PathBuf::from(format!("{}-{number}-dt", self.name));
         let device_target = UnixListener::bind(&device_path).expect("a socket");
-        let target = self
-            .listener
-            .expect(TargetOptions {
-                migration: format!("migrate/test/{number}"),
-                epoch: 1,
-                source: host("source"),
-                memory_path: incoming_path,
-                memory_bytes: wanted.bytes,
-                vmm_pid: incoming.pid(),
-                device_state_socket: device_path.clone(),
-                disks: Vec::new(),
-                post_copy_allowed: wanted.post_copy,
-            })
-            .expect("a target");
-        let options = self.source_options(wanted, number);
-        let device_source = options.device_state_socket.clone();
-        let source = SourceSession::open(options).expect("a source");
-        Try { source, target, incoming, device_source, device_target, paths: vec![device_path] }
+        let target_options = TargetOptions {
+            migration: format!("migrate/test/{number}"),
+            epoch: 1,
+            source: host("source"),
+            memory_path: incoming_path.clone(),
+            memory_bytes: wanted.bytes,
+            vmm_pid: incoming.pid(),
+            device_state_socket: device_path.clone(),
+            disks: Vec::new(),
+            post_copy_allowed: wanted.post_copy,
+        };
+        let target = self.listener.expect(target_options.clone()).expect("a target");
+        let source_options = self.source_options(wanted, number);
+        let device_source = source_options.device_state_socket.clone();
+        let source = SourceSession::open(source_options.clone()).expect("a source");
+        let paths = vec![device_path, journal_path(&incoming_path)];
+        Try {
+            source, target, incoming, device_source, device_target, source_options, target_options,
+            paths,
+        }
     }
 }
 
