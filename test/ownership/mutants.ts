@@ -140,8 +140,8 @@ export const decisionMutants: readonly Mutant[] = [
   },
   {
     name: 'a lease runs out early', file: `${ownership}/leases.ts`,
-    find: 'timing.leaseTtlMs * (1 + timing.leaseClockRho) + timing.leaseMarginMs;',
-    replace: 'timing.leaseTtlMs;',
+    find: '  ttlMs * (1 + timing.leaseClockRho) + timing.leaseMarginMs;',
+    replace: '  ttlMs;',
   },
 ];
 
