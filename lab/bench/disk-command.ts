@@ -1,13 +1,11 @@
 /** `npm run bench -- disk`: moves of a guest whose disk is in use, beside a plain copy. */
-import { join } from 'node:path';
 import type { Command } from 'commander';
 import { formatBytes, parseBytes } from '../../contracts/units.ts';
 import { quantile } from '../client/gaps.ts';
-import { cacheDirectory } from '../guest-image.ts';
 import { runDiskSeries } from './disk-series.ts';
 import type { DiskRecord } from './disk-series.ts';
 import { shapeLink } from './migrate-command.ts';
-import { count, finiteOrNull, listOf, oneOf, rate, size } from './options.ts';
+import { count, finiteOrNull, listOf, oneOf, rate, size, withSurroundings } from './options.ts';
 import { inLab, openOutput, raisePlant } from './surroundings.ts';
 import { tellRun } from './table.ts';
 
@@ -59,7 +57,7 @@ async function benchDisk(flags: DiskFlags): Promise<void> {
 
 /** Adds the command. */
 export function addDiskCommand(program: Command): void {
-  program.command('disk')
+  withSurroundings(program.command('disk')
     .description('Moves a guest with a disk in use, beside a plain copy of the used part; holds each '
       + 'move at Started and compares the blocks of both disks.')
     .option('--size <size>', 'size of the disk', size, parseBytes('2GiB'))
@@ -70,12 +68,6 @@ export function addDiskCommand(program: Command): void {
     .option('--memory <size>', 'memory of the guest', size, parseBytes('512MiB'))
     .option('--vcpus <n>', 'vCPUs of the guest', count, 1)
     .option('--runs <n>', 'runs of each kind', count, 1)
-    .option('--rate <rate>', 'limit of the migration link', rate, parseBytes('125MB'))
-    .option('--qemu <file>', 'description of the QEMU to use',
-      join(cacheDirectory, 'qemu-10/qemu.json'))
-    .option('--guest <file>', 'description of the guest image',
-      join(cacheDirectory, 'guest/guest.json'))
-    .option('--json', 'one JSON line a run, the last line sums up', false)
-    .option('--out <file>', 'add the JSON lines to this file')
+    .option('--rate <rate>', 'limit of the migration link', rate, parseBytes('125MB')))
     .action(async (flags: DiskFlags) => await benchDisk(flags));
 }

@@ -1,9 +1,7 @@
 /** `npm run bench -- migrate`: moves of one guest by each engine in turn. */
-import { join } from 'node:path';
 import { InvalidArgumentError } from 'commander';
 import type { Command } from 'commander';
 import { parseBytes } from '../../contracts/units.ts';
-import { cacheDirectory } from '../guest-image.ts';
 import type { Lab } from '../lab.ts';
 import { limitRate } from '../network/network.ts';
 import { requireHonestRate } from '../network/wan-trust.ts';
@@ -15,7 +13,7 @@ import { LinkWatch } from './link-watch.ts';
 import { runSeries } from './migrate-series.ts';
 import type { SeriesOptions } from './migrate-series.ts';
 import {
-  count, finiteOrNull, listOf, milliseconds, oneOf, rate, share, size,
+  count, finiteOrNull, listOf, milliseconds, oneOf, rate, share, size, withSurroundings,
 } from './options.ts';
 import { summariseRuns } from './summary.ts';
 import { inLab, openOutput, raisePlant } from './surroundings.ts';
@@ -145,7 +143,7 @@ async function benchMigrate(flags: MigrateFlags): Promise<void> {
 
 /** Adds the command. */
 export function addMigrateCommand(program: Command): void {
-  program.command('migrate')
+  withSurroundings(program.command('migrate')
     .description('Moves a guest to and fro between two hosts, engines taking turns.')
     .option('--memory <size>', 'memory of the guest', size, parseBytes('1GiB'))
     .option('--data <size>', 'resident data, written once', size, parseBytes('200MB'))
@@ -167,13 +165,7 @@ export function addMigrateCommand(program: Command): void {
     .option('--fresh', 'boot a new guest for every run', false)
     .option('--post-copy <consent>', 'direct: never or when-needed',
       oneOf(['never', 'when-needed']), 'when-needed')
-    .option('--downtime-budget <ms>', 'direct: blackout to aim at', milliseconds, 100)
-    .option('--qemu <file>', 'description of the QEMU to use',
-      join(cacheDirectory, 'qemu-10/qemu.json'))
-    .option('--guest <file>', 'description of the guest image',
-      join(cacheDirectory, 'guest/guest.json'))
-    .option('--json', 'one JSON line a run, the last line sums up', false)
-    .option('--out <file>', 'add the JSON lines to this file')
+    .option('--downtime-budget <ms>', 'direct: blackout to aim at', milliseconds, 100))
     .addHelpText('after', figuresExplained)
     .action(async (flags: MigrateFlags) => await benchMigrate(flags));
 }

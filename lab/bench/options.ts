@@ -1,6 +1,12 @@
-/** Reads the values of the benchmark's options. Each throws commander's error with what it wants. */
+/**
+ * The benchmark's options: reads their values, each throwing commander's error with what it wants,
+ * and adds those that several commands share.
+ */
+import { join } from 'node:path';
 import { InvalidArgumentError } from 'commander';
+import type { Command } from 'commander';
 import { parseBytes } from '../../contracts/units.ts';
+import { cacheDirectory } from '../guest-image.ts';
 
 /** "200MB", "1GiB". */
 export function size(text: string): number {
@@ -52,3 +58,12 @@ export const oneOf = <T extends string | number>(allowed: readonly T[]) => (text
 /** Several of them, with commas between. */
 export const listOf = <T>(each: (text: string) => T) => (text: string): T[] =>
   text.split(',').map(each);
+
+/** What every benchmark of whole moves takes: which QEMU and guest, and where its lines go. */
+export const withSurroundings = (command: Command): Command => command
+  .option('--qemu <file>', 'description of the QEMU to use',
+    join(cacheDirectory, 'qemu-10/qemu.json'))
+  .option('--guest <file>', 'description of the guest image',
+    join(cacheDirectory, 'guest/guest.json'))
+  .option('--json', 'one JSON line a run, the last line sums up', false)
+  .option('--out <file>', 'add the JSON lines to this file');

@@ -184,10 +184,10 @@ function joinEvent({ facts, signingKey }: HostContext): LedgerEvent {
 }
 
 /** Joins the ledger; waits while it is away. */
-async function joinLedger(context: HostContext): Promise<void> {
+async function joinLedger(context: HostContext, event: LedgerEvent): Promise<void> {
   for (;;) {
     try {
-      const [verdict] = await context.ledger.propose([joinEvent(context)]);
+      const [verdict] = await context.ledger.propose([event]);
       if (verdict?.accepted === true) return;
       throw new CodedError('ownership/refused', verdict?.reason ?? 'no verdict');
     } catch (error) {
@@ -206,12 +206,13 @@ async function run(config: HostConfig, log: Logger): Promise<void> {
   const sdkMetrics = await installTemporalRuntime(log);
   let greet: PeerGreeter = () => ({ code: 'link/lost', detail: 'the runner is starting' });
   const { context, leases, close } = await openContext(config, log, (...words) => greet(...words));
-  await joinLedger(context);
+  const signOfLife = joinEvent(context);
+  await joinLedger(context, signOfLife);
   const runner = new HostRunner(context);
   greet = runner.greet;
   const renewing = setInterval(() => {
     leases.renewAll().catch((error: unknown) => log.error({ err: error }, 'renewing failed'));
-    context.ledger.propose([joinEvent(context)]).catch((error: unknown) => {
+    context.ledger.propose([signOfLife]).catch((error: unknown) => {
       log.debug({ error: String(error) }, 'the ledger does not hear this host');
     });
   }, timing.leaseRenewEveryMs);
