@@ -15,6 +15,7 @@ import type { TlsMaterial } from '../payloads/certificates.ts';
 import { openLedger } from '../payloads/ledger-client.ts';
 import { createPayloadKeys } from '../payloads/payload-keys.ts';
 import { createRevocationList, openRevocationList } from '../payloads/revocation.ts';
+import type { RevocationList } from '../payloads/revocation.ts';
 import { connectTemporal, temporalTarget } from '../payloads/temporal-connection.ts';
 import { freePort } from '../runners/free-port.ts';
 import type { Passage } from './door.ts';
@@ -93,6 +94,10 @@ export const hostStateDirectory = (lab: Lab, host: LabHost): string =>
 /** Folder of the images that VMs may be made from. */
 export const imageDirectory = (lab: Lab): string => join(lab.directories.data, 'guest');
 
+/** Socket at which a process of the lab lets its fault points be armed. */
+export const faultSocketOf = (lab: Lab, process: string): string =>
+  join(lab.directories.runtime, `${process}-faults.sock`);
+
 const mainOf = (process: string): string => join(projectRoot, `runners/${process}/main.ts`);
 const guardPath = join(projectRoot, 'native/target/release/novacron-guard');
 
@@ -121,6 +126,7 @@ async function issuePapers(lab: Lab, controls: readonly string[]): Promise<Paper
     [{ role: 'ledger', name: 'ledger' }, [controlAddress]],
     ...controls.map((name): [Identity, string[]] => [{ role: 'control', name }, [controlAddress]]),
     [{ role: 'operator', name: 'lab' }, []],
+    [{ role: 'lab', name: 'faults' }, []],
     ...lab.plan.hosts.map((host): [Identity, string[]] => [
       { role: 'host', name: host.name }, [host.managementAddress, host.migrationAddress]]),
   ];
@@ -213,6 +219,7 @@ async function startControl(
     tls, revokedPath: papers.revokedPath, payloadKeysPath: papers.payloadKeysPath,
     temporal: temporalFor(temporal, tls), ledger: ledgerAddress, codec: null, buildId: 'lab',
     metrics: listenAt(controlAddress, metricsPort), profile,
+    faultSocket: profile === 'lab' ? faultSocketOf(lab, name) : null,
   });
   await lab.start({
     name, namespace: lab.plan.controlNamespace, ready: 'line',
@@ -245,6 +252,7 @@ async function startHost(
     guardPath, accelerator: options.accelerator ?? 'tcg', uidBase: firstUid + host.number * 1_000,
     metrics: listenAt(host.managementAddress, labPorts.metrics),
     holdDirectory: options.holdDirectory ?? null,
+    faultSocket: profile === 'lab' ? faultSocketOf(lab, `host-${host.name}`) : null,
   });
   await lab.start({
     name: `host-${host.name}`, namespace: host.namespace, ready: 'line',
@@ -345,15 +353,24 @@ export async function connectLabTemporal(services: LabServices): Promise<Client>
   return await connectTemporal(services.temporal, services.payloadKeysPath);
 }
 
+/** A certificate that the lab has issued, with the list of those taken back. */
+export function papersOf(lab: Lab, { role, name }: Identity): {
+  readonly material: TlsMaterial; readonly revoked: RevocationList;
+} {
+  const directory = join(lab.directories.data, 'certificates');
+  const caPath = join(directory, 'ca.pem');
+  return {
+    material: {
+      certPath: join(directory, `${role}-${name}.pem`),
+      keyPath: join(directory, `${role}-${name}-key.pem`), caPath,
+    },
+    revoked: openRevocationList({ path: join(directory, 'revoked.json'), caPath }),
+  };
+}
+
 /** A ledger client with the lab operator's certificate. */
 export async function connectLabLedger(lab: Lab, services: LabServices): Promise<Ledger> {
-  const directory = join(lab.directories.data, 'certificates');
-  const material = {
-    certPath: join(directory, 'operator-lab.pem'), keyPath: join(directory, 'operator-lab-key.pem'),
-    caPath: join(directory, 'ca.pem'),
-  };
-  const revoked = openRevocationList({
-    path: join(directory, 'revoked.json'), caPath: material.caPath });
+  const { material, revoked } = papersOf(lab, { role: 'operator', name: 'lab' });
   return await openLedger({
     address: '127.0.0.1', port: services.ledgerPort, tls: material, revoked });
 }

@@ -49,6 +49,8 @@ describe('loadConfig', () => {
     ['wrong version', { version: 2 }, /version: .*write 1/],
     ['root for QEMU', { uidBase: 0 }, /uidBase: a uid of at least 1000/],
     ['lab habits in production', { profile: 'production' }, /temporal\.tls: null is for the lab.*payloadKeysPath/],
+    ['fault points in production', { profile: 'production', faultSocket: '/run/faults.sock' },
+      /faultSocket: it is for the lab; remove it/],
     ['a hold in production', { profile: 'production', holdDirectory: '/run/hold' },
       /holdDirectory: it is for the lab; remove it/],
     ['not JSON', '{"version":1,', /host\.json: not JSON/],

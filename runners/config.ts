@@ -42,6 +42,9 @@ const processFields = {
   logLevel: logLevel.default('info'),
 };
 
+/** Lab only: socket at which fault points are armed (contracts/fault-points.ts). */
+const faultSocket = path.nullable().default(null);
+
 /** Host runner. Relative paths are taken from the folder of the file. */
 export const hostConfig = z.strictObject({
   ...processFields,
@@ -81,6 +84,7 @@ export const hostConfig = z.strictObject({
   uidBase: z.int().min(1_000, 'a uid of at least 1000').max(2_000_000_000),
   /** Lab only: a moved VM with a file of its name here waits before its first instruction. */
   holdDirectory: path.nullable().default(null),
+  faultSocket,
 });
 export type HostConfig = z.infer<typeof hostConfig>;
 
@@ -102,13 +106,14 @@ export const controlConfig = z.strictObject({
   codec: z.strictObject({ listen: listener, origins: z.array(z.string()).max(16) }).nullable(),
   /** Worker deployment version; a new one leaves running moves with the old workers. */
   buildId: z.string().regex(/^[A-Za-z0-9._-]{1,64}$/),
+  faultSocket,
 });
 export type ControlConfig = z.infer<typeof controlConfig>;
 
 /** Names of fields that hold paths, resolved against the folder of the file. */
 const pathFields = new Set(['stateDir', 'runtimeDir', 'memoryDir', 'certPath', 'keyPath', 'caPath',
   'revokedPath', 'payloadKeysPath', 'guardPath',
-  'holdDirectory']);
+  'holdDirectory', 'faultSocket']);
 
 function resolvePaths(value: unknown, folder: string): unknown {
   if (Array.isArray(value)) return value.map((item) => resolvePaths(item, folder));
@@ -137,7 +142,7 @@ function describeIssues(error: z.ZodError): string {
 /** The checks that single fields can't make; answers problems. */
 function productionProblems(config: object): string[] {
   const {
-    profile, temporal: server, payloadKeysPath, holdDirectory, leaseTtlMs,
+    profile, temporal: server, payloadKeysPath, holdDirectory, faultSocket: faults, leaseTtlMs,
   } = config as Partial<HostConfig & LedgerConfig>;
   if (profile !== 'production') return [];
   return [
@@ -147,6 +152,7 @@ function productionProblems(config: object): string[] {
       ? ['payloadKeysPath: null is for the lab; write the path of the keys'] : []),
     ...(typeof holdDirectory === 'string'
       ? ['holdDirectory: it is for the lab; remove it'] : []),
+    ...(typeof faults === 'string' ? ['faultSocket: it is for the lab; remove it'] : []),
     // A ledger that starts with shorter leases than hosts still hold would give VMs away too early.
     ...(leaseTtlMs !== undefined && leaseTtlMs !== timing.leaseTtlMs
       ? [`leaseTtlMs: another length is for the lab; write ${timing.leaseTtlMs} or leave it out`]

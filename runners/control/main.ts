@@ -8,6 +8,9 @@ import { connectTemporal, temporalConnectionOptions } from '../../payloads/tempo
 import { openRevocationList } from '../../payloads/revocation.ts';
 import { configPathOf, controlConfig, loadConfig } from '../config.ts';
 import type { ControlConfig } from '../config.ts';
+import { barredLedger, controlLedgerSteps } from '../barred-ledger.ts';
+import { FaultPoints } from '../fault-points.ts';
+import { openFaultPoints } from '../fault-points-server.ts';
 import { connectLedger } from '../../payloads/ledger-client.ts';
 import { createLogger, createMetrics, serveTelemetry } from '../telemetry.ts';
 import { installTemporalRuntime } from '../temporal-runtime.ts';
@@ -23,13 +26,15 @@ async function run(config: ControlConfig, logger: Logger): Promise<void> {
   const revoked = openRevocationList({ path: config.revokedPath, caPath: config.tls.caPath });
   const client = await connectTemporal(config.temporal, config.payloadKeysPath);
   const ledger = connectLedger({ ...config.ledger, tls: config.tls, revoked, logger });
+  const points = new FaultPoints();
   const connection = await NativeConnection.connect(
     await temporalConnectionOptions(config.temporal),
   );
   const version = { deploymentName: controlDeployment, buildId: config.buildId };
   const worker = await Worker.create({
     ...(await controlWorkerOptions({
-      ledger, isWorkflowRunning: workflowRuns(client), payloadKeysPath: config.payloadKeysPath,
+      ledger: barredLedger(ledger, points, controlLedgerSteps),
+      isWorkflowRunning: workflowRuns(client), payloadKeysPath: config.payloadKeysPath,
     })),
     connection,
     namespace: config.temporal.namespace,
@@ -55,6 +60,7 @@ async function run(config: ControlConfig, logger: Logger): Promise<void> {
   const codec = config.codec === null ? null
     : await serveCodec({ ...config.codec, tls: config.tls, revoked, logger,
       payloadKeysPath: config.payloadKeysPath });
+  const faults = await openFaultPoints(config, { points, revoked, log: logger });
   const stop = (): void => {
     logger.info('stopping');
     if (worker.getState() === 'RUNNING') worker.shutdown();
@@ -70,7 +76,7 @@ async function run(config: ControlConfig, logger: Logger): Promise<void> {
     logger.info({ ...version, isCurrent, temporal: config.temporal.address }, 'ready');
     await polling;
   } finally {
-    await Promise.all([codec?.close(), telemetry?.close(), ledger.close()]);
+    await Promise.all([codec?.close(), telemetry?.close(), faults?.close(), ledger.close()]);
     await connection.close();
     await client.connection.close();
   }

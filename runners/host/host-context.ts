@@ -6,6 +6,7 @@ import type { Ledger } from '../../contracts/ownership.ts';
 import type { HostFacts } from '../../contracts/runner.ts';
 import type { RevocationList } from '../../payloads/revocation.ts';
 import type { HostConfig } from '../config.ts';
+import type { FaultPoints } from '../fault-points.ts';
 import type { LaneListener, MemoryEngine } from '../data-plane/sessions.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { MoveNote, MoveWorld, VmGates } from './move/ports.ts';
@@ -23,6 +24,8 @@ export interface HostContext {
   readonly signingKey: KeyObject;
   readonly world: MoveWorld;
   readonly log: Logger;
+  /** Nothing is ever armed there outside of a lab. */
+  readonly points: FaultPoints;
   gatesOf(vm: VmName): Promise<VmGates>;
   /** Gates of a VM that left: the NIC gate is shut and forgotten, the epoch stays. */
   forgetGates(vm: VmName): Promise<void>;

@@ -22,6 +22,8 @@ import { openRevocationList } from '../../payloads/revocation.ts';
 import { temporalConnectionOptions, workerDataConverter } from '../../payloads/temporal-connection.ts';
 import { configPathOf, hostConfig, loadConfig, type HostConfig } from '../config.ts';
 import { openMemoryEngine } from '../data-plane/memory-engine.ts';
+import { FaultPoints } from '../fault-points.ts';
+import { openFaultPoints } from '../fault-points-server.ts';
 import { NicGate } from '../gates/nic-gate.ts';
 import { signDeclined, signTransferRecord } from '../group/ownership/signing.ts';
 import { raiseThisProcess } from '../cpu-priority.ts';
@@ -38,6 +40,7 @@ import { HostRunner } from './host-runner.ts';
 import { boottimeMs, callGuard, LeaseKeeper } from './lease-keeper.ts';
 import { serveLocalApi } from './local-api.ts';
 import { nowMs, servePeerLinks, type PeerGreeter } from './move/peer-link.ts';
+import { barredOperations } from './move/barred-ports.ts';
 import type { MoveNote } from './move/ports.ts';
 import { HostGates, type HostGatesOptions } from './vm-gates.ts';
 
@@ -155,6 +158,7 @@ async function openContext(
   const signingKey = createPrivateKey(await readFile(config.tls.keyPath));
   const context: HostContext = {
     config, host, facts, hypervisor, ledger, engine, lanes, revoked, signingKey, log,
+    points: new FaultPoints(),
     world: {
       host, ledger, nowMs,
       sign: (record) => signTransferRecord(record, signingKey),
@@ -227,7 +231,7 @@ async function run(config: HostConfig, log: Logger): Promise<void> {
     connection,
     namespace: config.temporal.namespace,
     taskQueue: hostTaskQueue(context.host),
-    activities: createHostActivities(runner.operations()),
+    activities: createHostActivities(barredOperations(runner.operations(), context.points)),
     dataConverter: workerDataConverter(config.payloadKeysPath),
     identity: `host@${context.host}`,
     shutdownGraceTime: drainMs,
@@ -249,6 +253,7 @@ async function run(config: HostConfig, log: Logger): Promise<void> {
     operations: runner.localOperations(async () => (await checkHealth(checks)).checks),
     logger: log,
   });
+  const faults = await openFaultPoints(config, context);
   const stop = (): void => {
     log.info('stopping; the VMs run on');
     if (worker.getState() === 'RUNNING') worker.shutdown();
@@ -261,7 +266,7 @@ async function run(config: HostConfig, log: Logger): Promise<void> {
     await polling;
   } finally {
     clearInterval(renewing);
-    await Promise.all([telemetry?.close(), local.close(), runner.close()]);
+    await Promise.all([telemetry?.close(), local.close(), faults?.close(), runner.close()]);
     await close();
     await connection.close();
   }

@@ -15,6 +15,7 @@ import type { OperationCall } from '../../activities/host-operations.ts';
 import type { HostContext } from './host-context.ts';
 import { proposeUntilAnswered, readEntry } from './move/ledger-steps.ts';
 import { MirrorSet } from './move/mirror-set.ts';
+import { barredSource } from './move/barred-ports.ts';
 import { openPeerLink } from './move/peer-link.ts';
 import { halfOfPostCopy, ResumedSource } from './move/post-copy.ts';
 import { SourceMove } from './move/source-move.ts';
@@ -332,14 +333,17 @@ export class SourceMoves {
     });
     const moveLog = log.child({ vm, migration });
     return new SourceMove({
-      migration, vm, epoch, policy, world, gates, session, deviceStateSocket, diskSockets,
+      migration, vm, epoch, policy, session, deviceStateSocket, diskSockets,
       lanes: {
         address: endpoint.laneAddress, port: endpoint.lanePort, count: policy.laneCount,
         bandwidthBytesPerSecond: policy.bandwidthBytesPerSecond,
       },
       target: input.target,
-      vmm: sourceVmm({
-        hypervisor, monitor, vm, incarnation: running.incarnation, vmmPid: running.vmmPid,
+      ...barredSource(this.#context.points, vm, {
+        world, gates,
+        vmm: sourceVmm({
+          hypervisor, monitor, vm, incarnation: running.incarnation, vmmPid: running.vmmPid,
+        }),
       }),
       disks: new MirrorSet({ qmp: monitor.qmp, disks: running.disks, log: moveLog }),
       openLink: () => openPeerLink(

@@ -12,6 +12,7 @@ import { openExports } from '../hypervisor/disk-mirror.ts';
 import type { TargetSession } from '../data-plane/sessions.ts';
 import type { HostContext } from './host-context.ts';
 import { proposeUntilAnswered, readEntry } from './move/ledger-steps.ts';
+import { barredTarget } from './move/barred-ports.ts';
 import type { GreetingRefusal, PeerGreeter } from './move/peer-link.ts';
 import { halfOfPostCopy, ResumedTarget } from './move/post-copy.ts';
 import { TargetMove } from './move/target-move.ts';
@@ -114,12 +115,14 @@ export class TargetMoves {
         version: 1, migration, side: 'target', epoch, peer: source, stage: 'open',
       });
       const move = new TargetMove({
-        migration, vm, source, epoch, world, session,
-        vmm: targetVmm({
-          hypervisor, monitor, vm, incarnation, vmmPid: look.vmmPid, hasDisks: disks.length > 0,
-          holdDirectory: config.holdDirectory,
+        migration, vm, source, epoch, session,
+        ...barredTarget(this.#context.points, vm, {
+          world, gates: await this.#context.gatesOf(vm),
+          vmm: targetVmm({
+            hypervisor, monitor, vm, incarnation, vmmPid: look.vmmPid, hasDisks: disks.length > 0,
+            holdDirectory: config.holdDirectory,
+          }),
         }),
-        gates: await this.#context.gatesOf(vm),
         log: log.child({ vm, migration }),
       });
       this.#moves.set(vm, { migration, source, epoch, move });
