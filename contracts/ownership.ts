@@ -104,7 +104,12 @@ export type LedgerEvent =
       /** Pages the target still misses; has to be 0 when Quiesced listed any (post-copy). */
       readonly missingPageCount?: number;
     } & OfMigration)
-  | ({ readonly kind: 'restart'; readonly incarnation: Incarnation } & OfEpoch)
+  | ({
+      readonly kind: 'restart';
+      readonly incarnation: Incarnation;
+      /** How its VMM ended, for people. */
+      readonly reason?: string;
+    } & OfEpoch)
   | ({ readonly kind: 'failover'; readonly to: HostName; readonly fenceProof: string | null } & OfEpoch)
   | ({ readonly kind: 'renew' } & OfEpoch)
   | { readonly kind: 'join-host'; readonly facts: HostFacts; readonly publicKeyPem: string }

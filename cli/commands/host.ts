@@ -3,7 +3,7 @@ import { join, resolve } from 'node:path';
 import type { Command } from 'commander';
 import { CodedError } from '../../contracts/failures.ts';
 import { timing } from '../../contracts/limits.ts';
-import type { HostView } from '../../contracts/ownership.ts';
+import type { HostView, VmEntry } from '../../contracts/ownership.ts';
 import { formatBytes } from '../../contracts/units.ts';
 import { enrolHost } from '../../payloads/enrolment.ts';
 import { readHostName } from '../context.ts';
@@ -12,6 +12,7 @@ import { exitCodes } from '../exit-codes.ts';
 import { formatMillis } from '../progress.ts';
 import { table } from '../output.ts';
 import type { CommandResult } from '../output.ts';
+import { waitingVms } from '../vm-state.ts';
 
 const isSilent = ({ silentForMs }: HostView): boolean => silentForMs > timing.hostSilentMsMax;
 const stateOf = (host: HostView): string =>
@@ -22,18 +23,24 @@ async function list(context: Context): Promise<CommandResult> {
   const [found, vms] = await Promise.all([ledger.listHosts(), ledger.listVms()]);
   // The ledger has them in the order in which they joined, which says nothing.
   const hosts = found.toSorted((a, b) => (a.facts.name < b.facts.name ? -1 : 1));
-  const vmCount = (host: string): number =>
-    vms.filter(({ owner, phase }) => owner === host && phase !== 'absent').length;
+  const vmsOf = (host: string): readonly VmEntry[] => vms.filter(({ owner }) => owner === host);
+  const startingOf = (host: string): readonly string[] =>
+    waitingVms(vmsOf(host)).map(({ vm }) => vm);
+  const countOf = (host: string): string => {
+    const starting = startingOf(host).length;
+    return `${vmsOf(host).length}${starting === 0 ? '' : ` (${starting} starting)`}`;
+  };
   return {
     exitCode: exitCodes.ok,
     fields: { hosts: hosts.map(({ facts, cordoned, joinedAtMs, silentForMs }) => ({
-      host: facts.name, cordoned, joinedAtMs, silentForMs, vmCount: vmCount(facts.name),
+      host: facts.name, cordoned, joinedAtMs, silentForMs, vmCount: vmsOf(facts.name).length,
+      vmsStarting: startingOf(facts.name),
       accelerator: facts.accelerator, qemuVersion: facts.qemuVersion,
       memoryBytes: facts.memoryBytes })) },
     lines: hosts.length === 0 ? ['no hosts; see `novacron cert join-token`'] : table(
       ['HOST', 'STATE', 'VMS', 'MEMORY', 'QEMU', 'ACCEL', 'KERNEL', 'ADDRESS'],
       hosts.map((host) => [host.facts.name, stateOf(host),
-        String(vmCount(host.facts.name)), formatBytes(host.facts.memoryBytes),
+        countOf(host.facts.name), formatBytes(host.facts.memoryBytes),
         host.facts.qemuVersion, host.facts.accelerator, host.facts.kernelRelease,
         host.facts.migrationAddress])),
   };
@@ -51,11 +58,14 @@ async function show(context: Context, text: string): Promise<CommandResult> {
   const host = await findHost(context, text);
   const { facts, cordoned, joinedAtMs, silentForMs } = host;
   const vms = (await (await context.backend.ledger()).listVms())
-    .filter(({ owner, phase }) => owner === facts.name && phase !== 'absent')
-    .map(({ vm }) => vm);
+    .filter(({ owner }) => owner === facts.name);
+  const starting = waitingVms(vms);
+  const named = vms.map((entry) =>
+    (starting.includes(entry) ? `${entry.vm} (starting)` : entry.vm));
   return {
     exitCode: exitCodes.ok,
-    fields: { host: facts.name, cordoned, joinedAtMs, silentForMs, vms, facts },
+    fields: { host: facts.name, cordoned, joinedAtMs, silentForMs, facts,
+      vms: vms.map(({ vm }) => vm), vmsStarting: starting.map(({ vm }) => vm) },
     lines: [
       `${facts.name}: ${cordoned ? 'cordoned (takes no new VMs)' : 'open'}, `
         + `joined ${new Date(joinedAtMs).toISOString()}`,
@@ -67,7 +77,7 @@ async function show(context: Context, text: string): Promise<CommandResult> {
       `  moves at ${facts.migrationAddress}: control ${facts.peerPort}, lanes ${facts.lanePort}`,
       `  segments: ${facts.segments.join(', ') || 'none'}`,
       `  features: ${facts.features.join(', ') || 'none'}`,
-      `  VMs: ${vms.join(', ') || 'none'}`,
+      `  VMs: ${named.join(', ') || 'none'}`,
     ],
   };
 }

@@ -11,25 +11,17 @@ import type { LifecycleRequest } from '../../payloads/lifecycle-client.ts';
 import { readDurationMs, readHostName, readRequestId, readVmName } from '../context.ts';
 import type { Context } from '../context.ts';
 import { explainEntry, explanationLines, silenceOf } from '../explain.ts';
-import type { Silence } from '../explain.ts';
 import { exitCodeOfFailure, exitCodes } from '../exit-codes.ts';
 import { failureLines, table } from '../output.ts';
 import type { CommandResult } from '../output.ts';
-
-/** What a person wants to know first: does it run, and if not, why not. */
-function stateOf(entry: VmEntry, silence: Silence | null): string {
-  if (entry.phase !== 'owned') return entry.phase;
-  if (entry.desired === 'stopped') return 'stopped';
-  if (silence !== null) return 'host-silent';
-  return entry.lastStarted === entry.epoch ? 'running' : 'starting';
-}
+import { vmState } from '../vm-state.ts';
 
 async function list(context: Context): Promise<CommandResult> {
   const ledger = await context.backend.ledger();
   const [all, hosts] = await Promise.all([ledger.listVms(), ledger.listHosts()]);
   const nowMs = context.world.now();
   const state = (entry: VmEntry): string =>
-    stateOf(entry, silenceOf({ hosts, host: entry.owner, nowMs }));
+    vmState(entry, silenceOf({ hosts, host: entry.owner, nowMs }));
   const entries = all
     .filter(({ phase }) => phase !== 'absent')
     .toSorted((a, b) => a.vm.localeCompare(b.vm));
@@ -61,7 +53,7 @@ async function show(context: Context, text: string): Promise<CommandResult> {
   return {
     exitCode: exitCodes.ok,
     fields: {
-      vm: entry.vm, state: stateOf(entry, silence), entry,
+      vm: entry.vm, state: vmState(entry, silence), entry,
       hostSilentSinceMs: silence?.sinceMs ?? null,
     },
     lines: [

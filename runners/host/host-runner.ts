@@ -14,7 +14,7 @@ import type { VmRunState } from '../../contracts/runner.ts';
 import type { LocalStatus, LocalVm } from '../../payloads/host-socket.ts';
 import type { HostContext } from './host-context.ts';
 import type { LocalHostOperations } from './local-api.ts';
-import { isLost, LostVms, nextLostStep } from './lost-vms.ts';
+import { RestartBudget, stoppedStep } from './lost-vms.ts';
 import { proposeUntilAnswered, readEntry } from './move/ledger-steps.ts';
 import type { PeerGreeter } from './move/peer-link.ts';
 import { halfOfPostCopy } from './move/post-copy.ts';
@@ -33,7 +33,9 @@ export class HostRunner {
   readonly #vms: VmOperations;
   readonly #sources: SourceMoves;
   readonly #targets: TargetMoves;
-  readonly #lost = new LostVms();
+  readonly #restarts = new RestartBudget();
+  /** VMs that were seen running, and were not asked to stop since. */
+  readonly #ran = new Set<VmName>();
   readonly #startedAtMs = Date.now();
   #timer: NodeJS.Timeout | null = null;
   #sweeping = false;
@@ -73,8 +75,14 @@ export class HostRunner {
       abortSource: (input) => this.#sources.abort(input),
       discardTarget: (input) => this.#targets.discard(input),
       createVmFiles: (step) => this.#vms.createVmFiles(step),
-      startVm: (step) => this.#vms.startVm(step),
-      stopVm: (step) => this.#vms.stopVm(step),
+      startVm: (step) => {
+        this.#restarts.forget(step.vm);
+        return this.#vms.startVm(step);
+      },
+      stopVm: async (step) => {
+        await this.#vms.stopVm(step);
+        this.#ran.delete(step.vm);
+      },
       destroyVmFiles: (step) => this.#vms.destroyVmFiles(step),
     };
   }
@@ -169,35 +177,6 @@ export class HostRunner {
       await this.#goOnAfterStarted(entry);
     } else if (runState === 'running') {
       await (await this.#context.gatesOf(vm)).openNics();
-    } else if (runState === 'stopped') {
-      const [exit, endedHere] = await Promise.all([
-        hypervisor.lastExit(vm), this.#context.wasEnded(vm),
-      ]);
-      if (isLost({ entry, host, exit, endedHere })) this.#lost.add(vm);
-      else log.info({ vm, desired: entry.desired, exit, endedHere }, 'it stays stopped');
-    }
-  }
-
-  /** VMs that went down with the host are started again, once the ledger says that they may. */
-  async #sweepLost(): Promise<void> {
-    const { hypervisor, host, world, log } = this.#context;
-    for (const vm of this.#lost.list()) {
-      await this.#turns.take(vm, async () => {
-        const entry = await readEntry(world, vm);
-        const isStopped = (await hypervisor.look(vm)).runState === 'stopped';
-        const step = nextLostStep({ entry, host, isStopped });
-        if (step === 'wait') return;
-        try {
-          if (step === 'start' && entry !== null) {
-            log.warn({ vm, epoch: entry.epoch }, 'its VMM is gone: the VM is started again');
-            await this.#vms.start(entry);
-          }
-          this.#lost.forget(vm);
-        } catch (error) {
-          const goesOn = this.#lost.failed(vm);
-          log.error({ vm, error: String(error), goesOn }, 'a lost VM could not be started');
-        }
-      });
     }
   }
 
@@ -218,7 +197,13 @@ export class HostRunner {
 
   /** Starts looking after what nobody attends. */
   watch(): void {
+    this.#context.hypervisor.onVmmGone((vm) => {
+      this.#lookAfterGone(vm).catch((error: unknown) => {
+        this.#context.log.error({ vm, error: String(error) }, 'looking after a dead VMM failed');
+      });
+    });
     this.#timer = setInterval(() => void this.#sweep(), sweepEveryMs);
+    void this.#sweep();
   }
 
   async #sweep(): Promise<void> {
@@ -227,8 +212,10 @@ export class HostRunner {
     try {
       await this.#sources.sweep();
       await this.#targets.sweep();
-      await this.#sweepStanding();
-      await this.#sweepLost();
+      for (const { vm, runState } of await this.#context.hypervisor.list()) {
+        if (runState === 'running') this.#ran.add(vm);
+        else await this.#lookAfter(vm);
+      }
     } catch (error) {
       this.#context.log.error({ error: String(error) }, 'sweep failed');
     } finally {
@@ -236,18 +223,45 @@ export class HostRunner {
     }
   }
 
-  /** VMs without a session here: those that stand go on, go back or go, as the ledger says. */
-  async #sweepStanding(): Promise<void> {
-    const { hypervisor, world } = this.#context;
-    for (const { vm, runState: seen } of await hypervisor.list()) {
-      if (seen === 'running') continue;
-      await this.#turns.take(vm, async () => {
-        if (this.#sources.has(vm) || this.#targets.has(vm)) return;
-        const { runState } = await hypervisor.look(vm);
-        const entry = runState === 'absent' ? null : await readEntry(world, vm);
-        if (entry !== null) await this.#settleStanding(entry, runState);
-      });
+  /** Its monitor is gone: the next sweep would see it too, seconds later. */
+  async #lookAfterGone(vm: VmName): Promise<void> {
+    // How it ended is written once it is reaped.
+    await this.#context.hypervisor.waitExit({ vm, timeoutMs: sweepEveryMs }).catch(() => null);
+    await this.#lookAfter(vm);
+  }
+
+  /** A VM without a session here that does not run: it goes on, goes back or goes. */
+  #lookAfter(vm: VmName): Promise<void> {
+    return this.#turns.take(vm, async () => {
+      if (this.#sources.has(vm) || this.#targets.has(vm)) return;
+      const { runState } = await this.#context.hypervisor.look(vm);
+      const entry = runState === 'absent' ? null : await readEntry(this.#context.world, vm);
+      if (entry === null) return;
+      if (runState === 'stopped') await this.#settleStopped(entry);
+      await this.#settleStanding(entry, runState);
+    });
+  }
+
+  /** No VMM: it died and the VM is started again, cold, or it was ended and that is recorded. */
+  async #settleStopped(entry: VmEntry): Promise<void> {
+    const { hypervisor, host, world, log } = this.#context;
+    const { vm, epoch } = entry;
+    const [exit, endedHere] = await Promise.all([
+      hypervisor.lastExit(vm), this.#context.wasEnded(vm),
+    ]);
+    const step = stoppedStep({ entry, host, exit, endedHere, ranHere: this.#ran.has(vm) });
+    if (step === 'record') {
+      await proposeUntilAnswered(world, [{ kind: 'desire', vm, epoch, desired: 'stopped' }]);
+      log.warn({ vm, exit, endedHere }, 'the VM was ended on purpose: the ledger is told');
+    } else if (step === 'start' && this.#restarts.take(vm, world.nowMs())) {
+      log.warn({ vm, epoch, exit }, 'its VMM is gone: the VM is started again');
+      try {
+        await this.#vms.start(entry);
+      } catch (error) {
+        log.error({ vm, error: String(error) }, 'a lost VM could not be started');
+      }
     }
+    this.#ran.delete(vm);
   }
 
   async #settleStanding(entry: VmEntry, runState: VmRunState): Promise<void> {

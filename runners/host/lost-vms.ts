@@ -1,13 +1,14 @@
 /**
- * VMs that this host lost: the ledger wants them running here, and their VMM died with the host or
- * with its guard while no runner looked. Decides which of those that a starting runner finds
- * stopped are started again, and how often it is tried; whether they may run is the ledger's.
+ * VMs that stand without a VMM although the ledger wants them running here: the VMM died, alone or
+ * with its guard or its host, whether a runner looked or not. Decides which of them are started
+ * again, cold, which had ended by somebody's will, and how often a start is tried; whether they may
+ * run is the ledger's. A VM in a move is left to the move's own rules.
  */
 import type { HostName, VmName } from '../../contracts/identity.ts';
 import type { VmEntry } from '../../contracts/ownership.ts';
 import type { VmmExit } from '../hypervisor/guard-process.ts';
 
-/** What a runner sees of a stopped VM when it starts. */
+/** What a runner sees of a stopped VM. */
 export interface StoppedVm {
   readonly entry: VmEntry;
   readonly host: HostName;
@@ -15,52 +16,52 @@ export interface StoppedVm {
   readonly exit: VmmExit | null;
   /** An operator stopped it on this host, past the ledger. */
   readonly endedHere: boolean;
+  /** This runner saw it run since the last stop that was asked for. */
+  readonly ranHere: boolean;
 }
 
-/** True when nobody wanted it to end: neither an operator nor its guest, which ends with code 0. */
-export const isLost = ({ entry, host, exit, endedHere }: StoppedVm): boolean =>
-  entry.owner === host && entry.desired === 'running' && entry.lastStarted > 0
-  && !endedHere && exit?.code !== 0;
+/** `record`: the ledger is told that it was ended on purpose. */
+export type StoppedStep = 'leave' | 'start' | 'record';
 
-/** A start that failed so often needs a person. */
-const triesMax = 5;
-
-/** What is to be done now with a lost VM. `wait`: a move of it is not over in the ledger. */
-export type LostStep = 'start' | 'wait' | 'forget';
-
-/** The next step for a VM that was lost, by the ledger's present entry. */
-export function nextLostStep(
-  { entry, host, isStopped }: {
-    readonly entry: VmEntry | null; readonly host: HostName; readonly isStopped: boolean;
-  },
-): LostStep {
-  if (entry === null || entry.owner !== host || entry.desired !== 'running' || !isStopped) {
-    return 'forget';
-  }
-  return entry.phase === 'owned' ? 'start' : 'wait';
+/**
+ * What is to be done now with a stopped VM. An end on purpose (an operator's, or its guest's, whose
+ * VMM ends with code 0) is recorded only if this runner saw the VM run: to one that has just
+ * started, a wish to run may be newer than the end.
+ */
+export function stoppedStep({ entry, host, exit, endedHere, ranHere }: StoppedVm): StoppedStep {
+  const isWanted = entry.owner === host && entry.phase === 'owned'
+    && entry.desired === 'running' && entry.lastStarted > 0;
+  if (!isWanted) return 'leave';
+  const isOnPurpose = endedHere || exit?.code === 0;
+  if (!isOnPurpose) return 'start';
+  return ranHere ? 'record' : 'leave';
 }
 
-/** The lost VMs of a runner's life, and the tries to start each. */
-export class LostVms {
-  readonly #tries = new Map<VmName, number>();
+/** How a VMM ended, for the ledger's record. */
+export function exitText(exit: VmmExit | null): string {
+  if (exit === null) return 'its VMM is gone, with its guard or its host';
+  return exit.signal === null
+    ? `its VMM ended with code ${exit.code}` : `its VMM was ended by signal ${exit.signal}`;
+}
 
-  add(vm: VmName): void {
-    this.#tries.set(vm, 0);
+/** More starts than this in the window, and the VM waits: it would only fail again. */
+const startCountMax = 5;
+const windowMs = 600_000;
+
+/** The starts of lost VMs in a runner's life. */
+export class RestartBudget {
+  readonly #startedAtMs = new Map<VmName, readonly number[]>();
+
+  /** Counts a start; false when there were too many of late, and this one is not to be made. */
+  take(vm: VmName, nowMs: number): boolean {
+    const recent = (this.#startedAtMs.get(vm) ?? []).filter((atMs) => nowMs - atMs < windowMs);
+    const isAllowed = recent.length < startCountMax;
+    this.#startedAtMs.set(vm, isAllowed ? [...recent, nowMs] : recent);
+    return isAllowed;
   }
 
+  /** The VM is gone from this host, or started by somebody. */
   forget(vm: VmName): void {
-    this.#tries.delete(vm);
-  }
-
-  list(): readonly VmName[] {
-    return [...this.#tries.keys()];
-  }
-
-  /** Counts a start that failed; false when it is not tried again. */
-  failed(vm: VmName): boolean {
-    const tries = (this.#tries.get(vm) ?? 0) + 1;
-    if (tries >= triesMax) this.#tries.delete(vm);
-    else this.#tries.set(vm, tries);
-    return tries < triesMax;
+    this.#startedAtMs.delete(vm);
   }
 }

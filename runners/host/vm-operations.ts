@@ -10,6 +10,7 @@ import type { VmRunState } from '../../contracts/runner.ts';
 import type { LifecycleHostActivities } from '../../contracts/vm-lifecycle.ts';
 import type { VmMonitor } from '../hypervisor/vm-monitor.ts';
 import type { HostContext } from './host-context.ts';
+import { exitText } from './lost-vms.ts';
 import { proposeUntilAnswered, readEntry } from './move/ledger-steps.ts';
 import type { Turns } from './turns.ts';
 
@@ -92,11 +93,12 @@ export class VmOperations {
     readonly runState: VmRunState; readonly incarnation: Incarnation; readonly epoch: number;
   }> {
     const { hypervisor, world } = this.#context;
-    await hypervisor.killVm(before.vm);
+    const exit = await hypervisor.killVm(before.vm);
     let entry = before;
     if (entry.lastStarted === entry.epoch && entry.startedBy !== null) {
       const verdict = await proposeUntilAnswered(world, [{
         kind: 'restart', vm: entry.vm, epoch: entry.epoch, incarnation: entry.startedBy,
+        reason: exitText(exit),
       }]);
       if (!verdict.accepted) throw new CodedError('ownership/refused', verdict.reason);
       entry = await this.ownEntry(entry.vm);

@@ -26,14 +26,17 @@ const loadTimeoutMs = 2 ** 31 - 1;
 
 const stamped = ({ vmmStampUs }: VcpuStamp): Stamped => ({ eventMs: vmmStampUs / 1000 });
 
-/** Resolves when the VMM is gone or its guest shut down, with the reason. */
-function endOf(monitor: VmMonitor): Promise<string> {
-  const end = Promise.withResolvers<string>();
+/** Resolves when the VMM is gone or its guest shut down: vmm/gone or vm/stopped-itself. */
+function endOf(monitor: VmMonitor): Promise<CodedError> {
+  const end = Promise.withResolvers<CodedError>();
   const stop = monitor.qmp.onEvent((event) => {
     if (event.name !== 'SHUTDOWN') return;
-    end.resolve(`the guest shut down (${String(event.data['reason'] ?? 'no reason given')})`);
+    const reason = String(event.data['reason'] ?? 'no reason given');
+    end.resolve(event.data['guest'] === false
+      ? new CodedError('vmm/gone', `it was told to end (${reason})`)
+      : new CodedError('vm/stopped-itself', `the guest shut down (${reason})`));
   });
-  void monitor.qmp.gone.then((error) => end.resolve(error.detail));
+  void monitor.qmp.gone.then(end.resolve);
   void end.promise.then(stop);
   return end.promise;
 }

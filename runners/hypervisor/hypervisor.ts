@@ -14,13 +14,7 @@ import { adoptVms, type Adoption, type VmOnHost } from './adoption.ts';
 import { buildArguments } from './command-line.ts';
 import { readTail } from './durable-file.ts';
 import {
-  awaitReaped,
-  isVmmAlive,
-  killAndReap,
-  launchGuarded,
-  readExit,
-  readGuard,
-  type GuardedVmm,
+  awaitReaped, isVmmAlive, killAndReap, launchGuarded, readExit, readGuard, type GuardedVmm,
   type VmmExit,
 } from './guard-process.ts';
 import type { HypervisorConfig } from './hypervisor-config.ts';
@@ -50,8 +44,9 @@ export const stopGraceMsDefault = 60_000;
 export class Hypervisor {
   readonly #config: HypervisorConfig;
   readonly #log: Logger;
-  readonly #connections = new MonitorConnections();
+  readonly #connections = new MonitorConnections((vm) => this.#onVmmGone(vm));
   readonly #creation: VmCreation;
+  #onVmmGone: (vm: VmName) => void = () => undefined;
 
   constructor(config: HypervisorConfig) {
     this.#config = config;
@@ -286,7 +281,7 @@ export class Hypervisor {
 
   /**
    * Ends the VMM at once and resolves when it is reaped: the proof that Restart and Declined need.
-   * Its memory image is gone after it. Nothing happens when there is no VMM. Failure: vmm/timeout.
+   * Its memory image is gone after it. Without a VMM nothing happens. Failure: vmm/timeout.
    */
   async killVm(vm: VmName): Promise<VmmExit | null> {
     const exit = await killAndReap(this.paths(vm));
@@ -360,6 +355,11 @@ export class Hypervisor {
       return guard !== null && (await isVmmAlive(guard));
     }));
     return all.filter((_, index) => alive[index]);
+  }
+
+  /** Who is told, at once, that a VMM closed its monitor: nearly always because it ended. */
+  onVmmGone(listener: (vm: VmName) => void): void {
+    this.#onVmmGone = listener;
   }
 
   /**

@@ -16,6 +16,12 @@ const retryEveryMs = 10;
 export class MonitorConnections {
   readonly #kept = new Map<VmName, VmMonitor>();
   readonly #connecting = new Map<VmName, Promise<VmMonitor>>();
+  readonly #onGone: (vm: VmName) => void;
+
+  /** `onGone` is told of connections that were not ended here. */
+  constructor(onGone: (vm: VmName) => void) {
+    this.#onGone = onGone;
+  }
 
   /**
    * The kept connection, or a new one to the socket that `locate` answers. Callers at the same time
@@ -56,7 +62,9 @@ export class MonitorConnections {
     const monitor = new VmMonitor(qmp);
     this.#kept.set(vm, monitor);
     void qmp.gone.then(() => {
-      if (this.#kept.get(vm) === monitor) this.#kept.delete(vm);
+      if (this.#kept.get(vm) !== monitor) return;
+      this.#kept.delete(vm);
+      this.#onGone(vm);
     });
     return monitor;
   }

@@ -256,6 +256,21 @@ describe('why', () => {
     expect((await novacron(on, 'host', 'show', 'h1')).stdout)
       .toMatch(/not been heard from for .*systemctl status novacron-runner/);
   });
+  it('says that a VM whose VMM died waits for its start, and how it died', async () => {
+    const cause = 'restart by host/h1: its VMM was ended by signal 9';
+    const on = scene({ entries: [entryOf({ epoch: 5, lastStarted: 4, cause })],
+      hosts: [hostOf('h1')] });
+    for (const words of [['why', 'db'], ['vm', 'show', 'db']]) {
+      const { stdout } = await novacron(on, ...words);
+      expect(stdout).toMatch(/epoch 5, and has not started under it/);
+      expect(stdout).toMatch(/last entry: restart by host\/h1: its VMM was ended by signal 9/);
+    }
+    expect((await novacron(on, 'vm', 'list')).stdout).toMatch(/db +starting/);
+    expect((await novacron(on, 'host', 'list')).stdout).toMatch(/h1 +open +1 \(1 starting\)/);
+    const { last, stdout } = await novacron(on, 'host', 'show', 'h1', '--json');
+    expect(last).toMatchObject({ vms: ['db'], vmsStarting: ['db'] });
+    expect(stdout).not.toBe('');
+  });
   it('does not call a host gone whose runner is only being restarted', async () => {
     const on = scene({ hosts: [hostOf('h1', { silentForMs: 8_000 })] });
     expect((await novacron(on, 'why', 'db')).stdout).toMatch(/waits for nothing/);

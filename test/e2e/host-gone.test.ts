@@ -2,18 +2,15 @@
  * A host that goes down with its VMs: everybody who asks is told what is waited for, and when it is
  * back, its runner starts them again there, under a new epoch, because the ledger still says so.
  */
-import { spawn } from 'node:child_process';
-import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { meetGuest } from '../../lab/bench/measure.ts';
-import { projectRoot } from '../../lab/guest-image.ts';
-import { labVariable } from '../../lab/processes.ts';
 import { runLifecycle } from '../../payloads/lifecycle-client.ts';
 import { isVmmAlive } from '../../runners/hypervisor/guard-process.ts';
 import { GuardView } from '../support/guard-view.ts';
 import { missingForLab, tellSkipped } from '../support/lab-needs.ts';
 import { MoveStage, stageMsMax, until } from '../support/move-stage.ts';
 import type { StageGuest } from '../support/move-stage.ts';
+import { askOperator } from '../support/operator.ts';
 
 const missing = missingForLab();
 const patienceMs = 120_000;
@@ -32,18 +29,7 @@ describe.runIf(missing.length === 0)('a host that is gone', () => {
   }, stageMsMax);
   afterAll(() => stage.lower(), stageMsMax);
 
-  /** `novacron …`; answers what it prints. */
-  const ask = (...args: string[]): Promise<string> => new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [join(projectRoot, 'cli/main.ts'), ...args], {
-      stdio: ['ignore', 'pipe', 'inherit'],
-      env: { ...process.env, NOVACRON_CONFIG: stage.services.operatorConfigPath,
-        [labVariable]: stage.lab.id },
-    });
-    let out = '';
-    child.stdout.setEncoding('utf8').on('data', (text: string) => (out += text));
-    child.once('error', reject);
-    child.once('close', () => resolve(out));
-  });
+  const ask = (...args: string[]): Promise<string> => askOperator(stage, ...args);
 
   it('is waited for, by name, and brings its VMs back', async () => {
     const [host] = stage.lab.plan.hosts;

@@ -9,7 +9,7 @@ import { meetGuest } from '../../lab/bench/measure.ts';
 import { runLifecycle } from '../../payloads/lifecycle-client.ts';
 import { QmpClient } from '../../runners/hypervisor/qmp/client.ts';
 import { describeInLab } from '../support/lab-needs.ts';
-import { completed, MoveStage, stageMsMax } from '../support/move-stage.ts';
+import { completed, MoveStage, stageMsMax, until } from '../support/move-stage.ts';
 import type { StageGuest } from '../support/move-stage.ts';
 
 const slow = { bandwidthBytesPerSecond: 4_000_000 };
@@ -87,7 +87,9 @@ describeInLab('a move and kill -9', () => {
     const entry = await stage.untilOwned(guest.vm, 10_000);
     expect(entry.owner).toBe(source.name);
     await stage.expectClean(target, guest.vm);
-    // It is not lost: its owner starts it again.
+    // It is not lost, and not started against its will: its owner starts it again when asked to.
+    await until('the record of its will', async () =>
+      (await stage.entry(guest.vm)).desired === 'stopped' || null, 10_000);
     await guest.outside.close();
     const { outcome: started } = await runLifecycle(stage.client, {
       step: 'start', input: { version: 1, vm: guest.vm, request: stage.freshRequest() } });

@@ -55,7 +55,9 @@ const ledgerEvent = z.discriminatedUnion('kind', [
   z.strictObject({ kind: z.literal('revert'), ...ofMove, reason }),
   z.strictObject({ kind: z.literal('declined'), ...ofMove, incarnation, signature }),
   z.strictObject({ kind: z.literal('settle'), ...ofMove, missingPageCount: count.optional() }),
-  z.strictObject({ kind: z.literal('restart'), ...ofEpoch, incarnation }),
+  z.strictObject({
+    kind: z.literal('restart'), ...ofEpoch, incarnation, reason: reason.optional(),
+  }),
   z.strictObject({
     kind: z.literal('failover'), ...ofEpoch, to: host, fenceProof: reason.nullable(),
   }),

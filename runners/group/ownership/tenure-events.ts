@@ -134,6 +134,7 @@ export function decideStarted(context: VmCase<Of<'started'>>): Decision {
         startedBy: event.incarnation, diskHolder: entry.owner ?? entry.diskHolder,
       },
       { move: open ? { ...move, startedAtMs: now.wallMs } : move },
+      record.origin.kind === 'restart' ? `cold, after ${entry.cause}` : undefined,
     ),
   });
 }
@@ -176,7 +177,7 @@ export function decideRestart(context: VmCase<Of<'restart'>>): Decision {
   const ended = moveAfterEpochChange(record);
   return decided(view, record, {
     vm: changedRecord(
-      context, { phase: 'owned', epoch }, { ...rest, move: ended ?? record.move },
+      context, { phase: 'owned', epoch }, { ...rest, move: ended ?? record.move }, event.reason,
     ),
     ended,
     lease: leaseFrom(event.vm, now),

@@ -7,6 +7,7 @@ import { describe, expect, test } from 'vitest';
 import {
   hostName, incarnation, migrationId, requestId, vmName, type HostName, type Identity,
 } from '../../../contracts/identity.ts';
+import type { CodedError } from '../../../contracts/failures.ts';
 import { defaultPolicy } from '../../../contracts/migration.ts';
 import type { Ledger, LedgerEvent, Verdict, VmEntry } from '../../../contracts/ownership.ts';
 import type { HostFacts, VmSpec } from '../../../contracts/runner.ts';
@@ -189,7 +190,7 @@ function stage(faults: Faults = {}) {
     closeNics: () => step(`${host}:close-nics`),
   });
   const streams = new Map<HostName, { readonly epoch: number; readonly disks: FencedDisks }>();
-  const never = new Promise<string>(() => undefined);
+  const never = new Promise<CodedError>(() => undefined);
   const memoryIn = Promise.withResolvers<void>();
   const snapshot = {
     round: 2, bytesPlanned: 1, bytesDone: 1, bytesOnWire: 1, ioSequence: [], diskBytes: 0,

@@ -4,6 +4,7 @@
  * in source-move.ts and target-move.ts knows nothing else.
  */
 import type { Logger } from 'pino';
+import type { CodedError } from '../../../contracts/failures.ts';
 import type { HostName, Incarnation, MigrationId, VmName } from '../../../contracts/identity.ts';
 import type { MigrationPolicy } from '../../../contracts/migration.ts';
 import type { Ledger, TransferRecord } from '../../../contracts/ownership.ts';
@@ -27,8 +28,8 @@ export interface SourceVmm {
   /** Writes the epoch under which the image runs from now on; durable when it resolves. */
   stamp(epoch: number): Promise<void>;
   readonly incarnation: Incarnation;
-  /** Resolves when the VMM process ended or the guest shut itself down, with what happened. */
-  readonly ended: Promise<string>;
+  /** Resolves with vmm/gone when its process ended, vm/stopped-itself when its guest shut down. */
+  readonly ended: Promise<CodedError>;
 }
 
 /** Progress of one move's disks, summed over all mirrors. */
@@ -77,7 +78,7 @@ export interface TargetVmm {
   /** Kills and reaps it; true when it is certain that no RESUME was seen. */
   kill(): Promise<boolean>;
   readonly incarnation: Incarnation;
-  readonly ended: Promise<string>;
+  readonly ended: Promise<CodedError>;
 }
 
 /** What writes disks under an epoch and can be told to end: a session of the data plane. */

@@ -31,7 +31,7 @@ type Phase = SessionProgress['phase'];
 export class SourceMove {
   readonly #options: SourceMoveOptions;
   readonly #cancelled = Promise.withResolvers<string>();
-  readonly #ended = Promise.withResolvers<string>();
+  readonly #ended = Promise.withResolvers<CodedError>();
   readonly #pass: { leave(): void };
   #phase: Phase = 'connecting';
   #link: PeerConversation | null = null;
@@ -123,7 +123,7 @@ export class SourceMove {
       throw new CodedError('migration/cancelled', `by ${who}`);
     });
     const gone = this.#ended.promise.then((how): never => {
-      throw new CodedError('vm/stopped-itself', how);
+      throw how;
     });
     return Promise.race([work, by, gone]);
   }

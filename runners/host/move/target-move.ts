@@ -60,7 +60,7 @@ export class TargetMove {
     this.#pass = options.gates.enter(options.epoch, options.session);
     this.#givenUp.promise.catch(() => undefined);
     void options.vmm.ended.then((how) => {
-      this.#givenUp.reject(new CodedError('vmm/gone', `the incoming VMM ended: ${how}`));
+      this.#givenUp.reject(new CodedError('vmm/gone', `the incoming VMM ended: ${how.detail}`));
     });
     void this.#takeOver();
   }
