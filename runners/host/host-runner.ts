@@ -271,8 +271,10 @@ export class HostRunner {
     if (phase === 'owned' && entry.owner !== host) {
       log.warn({ vm, owner: entry.owner }, 'what is left of a moved VM is removed');
       await this.#vms.remove(vm);
-    } else if (phase === 'owned' && runState === 'paused' && entry.desired === 'running') {
-      log.warn({ vm }, 'the VM stands although it is ours: it goes on');
+    } else if (phase === 'owned' && entry.desired === 'running' && (runState === 'paused'
+      || (runState === 'failed' && entry.lastStarted < epoch))) {
+      // One that is mute was stopped by its lease, and the ledger has given it a new epoch since.
+      log.warn({ vm, runState }, 'the VM stands although it is ours: it goes on, or starts anew');
       await this.#vms.start(entry);
     } else if (halfOfPostCopy(entry, host) === 'source') {
       await this.#sources.takeUp(entry);

@@ -28,8 +28,8 @@ export class HostGates {
   readonly #options: HostGatesOptions;
   /** One gate a file: two would not know of each other's writers. Kept when a VM leaves. */
   readonly #epochGates = new Map<VmName, Promise<EpochGate>>();
-  /** VMs whose cards are meant to pass: only theirs are kept open by renewals. */
-  readonly #open = new Set<VmName>();
+  /** Cards of VMs that are meant to pass: only they are kept open by renewals. */
+  readonly #open = new Map<VmName, readonly Card[]>();
 
   constructor(options: HostGatesOptions) {
     this.#options = options;
@@ -48,7 +48,7 @@ export class HostGates {
         if (isLeased) await leases.bind(vm, epoch);
       },
       openNics: async () => {
-        this.#open.add(vm);
+        this.#open.set(vm, cards);
         const leaseMs = isLeased ? await leases.leftMs(vm) : null;
         // Without a lease that is known here the next renewal opens them.
         if (leaseMs === 0) return;
@@ -64,8 +64,7 @@ export class HostGates {
 
   /** A lease was renewed: the cards of a VM that may use its network pass for so long, ms. */
   readonly admit = async (vm: VmName, leaseMs: number): Promise<void> => {
-    const { cards } = await this.#network(vm);
-    for (const card of cards) {
+    for (const card of this.#open.get(vm) ?? []) {
       // Asked for each: a card that is being shut must not be opened again behind it.
       if (this.#open.has(vm)) await this.#options.nicGate.admit(card, { leaseMs });
     }

@@ -281,8 +281,13 @@ export class MoveStage {
   async killAndRestart(name: string): Promise<void> {
     const process = this.process(name);
     await process.kill();
-    await this.lab.start(process.spec);
-    if (name !== 'ledger') return;
+    await this.restart(process);
+  }
+
+  /** Starts a process again that was killed; answers when it is ready. */
+  async restart({ spec }: LabProcess): Promise<void> {
+    await this.lab.start(spec);
+    if (spec.name !== 'ledger') return;
     await this.ledger.close().catch(() => undefined);
     this.ledger = await connectLabLedger(this.lab, this.services);
   }
