@@ -68,7 +68,8 @@ describe.skipIf(lacking !== null).each(pairs)(
       await bench.dispose();
     }, 60_000);
 
-    test.each(['kept', 'finished'] as const)(
+    // Two guests at a time, one a core: each of these tests has hosts of its own.
+    describe('a simple guest', () => test.concurrent.each(['kept', 'finished'] as const)(
       'given up after the device state, the source goes on and moves at the second try (mirror %s)',
       async (mirror) => {
         const name = `late-${mirror}`;
@@ -101,9 +102,9 @@ describe.skipIf(lacking !== null).each(pairs)(
         await target.deleteVm(vmName(name));
       },
       120_000,
-    );
+    ));
 
-    test('two vCPUs on q35 with a qcow2 disk', async () => {
+    test.concurrent('two vCPUs on q35 with a qcow2 disk', async () => {
       const name = 'wide';
       const source = await bench.host('wide-a', { qemu: sourceQemu });
       const target = await bench.host('wide-b', { qemu: targetQemu });
@@ -143,7 +144,7 @@ describe.skipIf(lacking !== null).each(pairs)(
       await target.deleteVm(vmName(name));
     }, 300_000);
 
-    test('UEFI flash and a cloud-init seed on q35', async () => {
+    test.concurrent('UEFI flash and a cloud-init seed on q35', async () => {
       if (!existsSync('/usr/share/OVMF/OVMF_CODE_4M.fd')) {
         console.warn('the move with UEFI is skipped: OVMF missing');
         return;

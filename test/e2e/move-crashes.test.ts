@@ -22,7 +22,7 @@ describeInLab('a move and kill -9', () => {
 
   beforeAll(async () => {
     stage = await MoveStage.raise({ hostCount: 2 });
-    guest = await stage.guest({ name: 'survivor', octet: 120, dataMib: 64 });
+    guest = await stage.guest({ name: 'survivor', octet: 120, dataMib: 32 });
   }, stageMsMax);
   afterEach(() => stage.endOpenMove(guest.vm), stageMsMax);
   afterAll(() => stage.lower(), stageMsMax);

@@ -14,8 +14,9 @@ const missing = missingForLab();
 const heavyLoad: GuestLoad = {
   dirtyBytesPerSecond: 40_000_000, workingSetBytes: 16 * mib, order: 'random', pages: 'full',
 };
-/** The working set takes 5 s. */
-const thin = { postCopy: 'when-needed', bandwidthBytesPerSecond: 3_000_000 } as const;
+/** The working set takes 5 s, and is all that has to go over so slowly. */
+const thinBytesPerSecond = 3_000_000;
+const swift = { postCopy: 'when-needed', bandwidthBytesPerSecond: 8_000_000 } as const;
 
 describe.runIf(missing.length === 0)('kill -9 in post-copy', () => {
   let stage: MoveStage;
@@ -35,10 +36,16 @@ describe.runIf(missing.length === 0)('kill -9 in post-copy', () => {
       const before = await guest.begin(heavyLoad);
       const hosts = { source: await guest.host(), target: await guest.otherHost() };
       const { migration, outcome } = await stage.move({
-        vm: guest.vm, target: hosts.target.name, policy: thin });
-      await stage.untilSent(migration);
+        vm: guest.vm, target: hosts.target.name, policy: swift });
       // It is obeyed at the end of the round.
+      await stage.untilSent(migration);
       await stage.command(migration, { kind: 'post-copy-now' });
+      await until('half of the round is sent', async () => {
+        const { progress } = (await stage.view(migration)).status;
+        return progress !== null && progress.bytesDone * 2 >= progress.bytesPlanned ? true : null;
+      }, 60_000);
+      await stage.command(
+        migration, { kind: 'set-bandwidth', bandwidthBytesPerSecond: thinBytesPerSecond });
       await until('the target runs', async () => {
         const { owner, epoch, lastStarted } = await stage.entry(guest.vm);
         return owner === hosts.target.name && lastStarted === epoch ? true : null;
