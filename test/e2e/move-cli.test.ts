@@ -67,7 +67,7 @@ describeInLab('the command line in the lab', () => {
   afterAll(() => stage.lower(), stageMsMax);
 
   it('makes a VM from a spec file, and refuses a wrong one by its field', async () => {
-    const spec = stage.spec({ name: vm, octet: 130, memoryMib: 192, dataMib: 64 });
+    const spec = stage.spec({ name: vm, octet: 130, memoryMib: 192, dataMib: 32 });
     const file = join(stage.lab.directories.data, 'spoken.json');
     writeFileSync(file, JSON.stringify({ ...spec, memoryBytes: 5 }));
     const wrong = await run(novacron, ['vm', 'create', '--spec', file, '--host', 'h1']);
@@ -152,13 +152,18 @@ describeInLab('the command line in the lab', () => {
   });
 
   it('answers with exit codes that scripts can use', async () => {
-    expect(await ask('migrate', vm, '--to', 'h2', '--watch')).toMatchObject({ exitCode: 3 });
-    expect(await ask('migrate', vm, '--to', 'h9', '--watch')).toMatchObject({
-      exitCode: 3, failure: { code: 'host/unknown' } });
-    expect(await ask('migrate', 'nobody', '--to', 'h1', '--watch')).toMatchObject({
-      exitCode: 3, failure: { code: 'vm/unknown' } });
-    expect((await run(novacron, ['migrate', '../etc', '--to', 'h1'])).code).toBe(2);
-    expect(await ask('why', 'nobody')).toMatchObject({ exitCode: 3 });
+    const [there, toNowhere, ofNobody, outside, why] = await Promise.all([
+      ask('migrate', vm, '--to', 'h2', '--watch'),
+      ask('migrate', vm, '--to', 'h9', '--watch'),
+      ask('migrate', 'nobody', '--to', 'h1', '--watch'),
+      run(novacron, ['migrate', '../etc', '--to', 'h1']),
+      ask('why', 'nobody'),
+    ]);
+    expect(there).toMatchObject({ exitCode: 3 });
+    expect(toNowhere).toMatchObject({ exitCode: 3, failure: { code: 'host/unknown' } });
+    expect(ofNobody).toMatchObject({ exitCode: 3, failure: { code: 'vm/unknown' } });
+    expect(outside.code).toBe(2);
+    expect(why).toMatchObject({ exitCode: 3 });
   });
 
   it('shows the console, and the host answers by itself', async () => {
