@@ -45,6 +45,8 @@ export class Lab {
   #state: LabState;
   /** True once it is taken down: nothing is started any more. */
   #isGoing = false;
+  /** Those that this process has started, by name. */
+  readonly #started = new Map<string, LabProcess>();
 
   private constructor(state: LabState, plan: NetworkPlan) {
     this.#state = state;
@@ -133,8 +135,16 @@ export class Lab {
         started.mark,
       ],
     });
+    this.#started.set(spec.name, started);
     await started.whenReady();
     return started;
+  }
+
+  /** A process that this object has started last under a name. Failure: internal. */
+  started(name: string): LabProcess {
+    const process = this.#started.get(name);
+    if (process === undefined) throw new CodedError('internal', `${name} was not started here`);
+    return process;
   }
 
   /** A running process by its name; null when it is not there. */

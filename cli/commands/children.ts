@@ -1,4 +1,6 @@
-/** `novacron demo|bench|doctor`: programs of the project that run as processes of their own. */
+/**
+ * `novacron demo|bench|faults|doctor`: programs of the project that run as processes of their own.
+ */
 import type { Command } from 'commander';
 import type { Context } from '../context.ts';
 
@@ -8,6 +10,8 @@ export const childPrograms = {
     about: 'a lab on this machine, a VM with a database, and its move; --down removes it' },
   bench: { script: 'lab/bench/main.ts',
     about: 'moves by this engine and by QEMU\'s own, interleaved, measured outside' },
+  faults: { script: 'lab/faults/main.ts',
+    about: 'moves with a fault at every moment of them, judged outside' },
   doctor: { script: 'infra/doctor/main.ts',
     about: 'what this machine can do, by probing, and what follows' },
 } as const;

@@ -1,4 +1,5 @@
-// `node infra/bootstrap/main.mjs [--json] [--then demo|test|cluster|bench|ready] [-- ARGUMENTS]`
+// `node infra/bootstrap/main.mjs [--json] [--then THING] [-- ARGUMENTS]`, THING one of
+// demo, test, cluster, bench, faults, ready
 //
 // Makes a fresh machine ready and then runs the next thing on Node 24. Runs on Node 20 or newer
 // with nothing installed. Decides the order of the set-up; what a step does is in steps.mjs.
@@ -19,6 +20,7 @@ const cache = join(root, '.cache');
 const nextThings = {
   demo: ['cli/main.ts', 'demo'],
   bench: ['cli/main.ts', 'bench'],
+  faults: ['cli/main.ts', 'faults'],
   test: ['infra/bootstrap/gate.mjs', 'test'],
   cluster: ['infra/bootstrap/gate.mjs', 'cluster'],
   ready: ['infra/bootstrap/gate.mjs', 'ready'],

@@ -1,7 +1,8 @@
 /**
  * The outside client of a lab: lives in a namespace of its own on the VM segment. It writes to
  * Redis, asks the guest for an echo every few ms, and speaks to the witness. Commands come as JSON
- * lines on standard input, one answer line each: mark, report, read-back, witness, fill, end.
+ * lines on standard input, one answer line each: mark, report, read-back, read-back-anew, witness,
+ * probe (a new connection: does anything answer?), fill, end.
  *
  * Two gaps are kept apart. `echo`: time between consecutive ICMP echoes, each sent on its own, so
  * that no transport's retransmission timer is in the figure. `redis`: time between consecutive
@@ -92,6 +93,22 @@ async function connectGuest(settings: ClientSettings, meter: GapMeter): Promise<
   }
 }
 
+/** A guest that does not answer a new connection in so long is asked again. */
+const probeMsMax = 1_000;
+
+/** Status of the guest over a connection of its own; null when nothing answers. */
+async function probe({ address, witnessPort: port }: ClientSettings): Promise<object> {
+  let line: WitnessLine | null = null;
+  try {
+    line = await WitnessLine.open({ address, port, connectMsMax: probeMsMax });
+    return { status: await line.ask({ op: 'status' }, probeMsMax) };
+  } catch {
+    return { status: null };
+  } finally {
+    line?.close();
+  }
+}
+
 /** Tries until a booting guest answers; afterwards no connection is ever made again. */
 async function meetGuest(settings: ClientSettings, meter: GapMeter): Promise<Guest> {
   for (const end = performance.now() + settings.waitMs; ;) {
@@ -122,6 +139,8 @@ async function run(settings: ClientSettings): Promise<void> {
       case 'stop': await writer.stop(); return {};
       case 'mark': echo.mark(); redis.mark(); return {};
       case 'report': return report();
+      case 'read-back-anew': return await writer.readBackAnew();
+      case 'probe': return await probe(settings);
       case 'read-back': return await writer.readBack();
       case 'fill': await writer.fill(command.bytes ?? 0, randomBytes); return {};
       case 'witness': return { status: await witness.ask(command.request ?? { op: 'status' }) };

@@ -71,6 +71,15 @@ export class OutsideClient {
   async readBack(): Promise<ReadBack> {
     return await this.#ask({ op: 'read-back' }) as unknown as ReadBack;
   }
+  /** The same over a new connection: of a guest that was booted again. */
+  async readBackAnew(): Promise<ReadBack> {
+    return await this.#ask({ op: 'read-back-anew' }) as unknown as ReadBack;
+  }
+  /** Asks the witness over a new connection; null when nothing answers within a second or two. */
+  async probe(): Promise<WitnessStatus | null> {
+    const { status } = await this.#ask({ op: 'probe' });
+    return status as WitnessStatus | null;
+  }
   /** Fills Redis with data that does not compress. */
   async fill(bytes: number): Promise<void> { await this.#ask({ op: 'fill', bytes }); }
   /** Asks the witness in the guest. */

@@ -19,11 +19,21 @@ export interface ReadBack {
   readonly connectionLost: boolean;
 }
 
+const redisAt = ({ address, port }: { readonly address: string; readonly port: number }) =>
+  createClient({
+    socket: {
+      host: address, port, noDelay: true, connectTimeout: connectMsMax, reconnectStrategy: false,
+    },
+    disableOfflineQueue: true,
+  });
+type RedisClient = ReturnType<typeof redisAt>;
+
 /** One steady writer. `nowMs` is the clock of the meter. */
 export class RedisWriter {
-  readonly #client: ReturnType<typeof createClient>;
+  readonly #client: RedisClient;
   readonly #meter: GapMeter;
   readonly #prefix: string;
+  readonly #options: { readonly address: string; readonly port: number };
   readonly #acked = new Map<string, string>();
   #next = 0;
   #open = 0;
@@ -38,14 +48,9 @@ export class RedisWriter {
     readonly meter: GapMeter;
   }) {
     this.#meter = options.meter;
+    this.#options = options;
     this.#prefix = options.prefix;
-    this.#client = createClient({
-      socket: {
-        host: options.address, port: options.port, noDelay: true,
-        connectTimeout: connectMsMax, reconnectStrategy: false,
-      },
-      disableOfflineQueue: true,
-    });
+    this.#client = redisAt(options);
     this.#client.on('error', () => (this.#lost = true));
     this.#client.on('end', () => (this.#lost = true));
   }
@@ -70,17 +75,41 @@ export class RedisWriter {
 
   /** Reads back every acknowledged write, removes the keys, and starts a new count. */
   async readBack(): Promise<ReadBack> {
+    const lostWrites = await this.#lostOf(this.#client, () => (this.#lost = true));
+    return this.#countAnew(lostWrites);
+  }
+
+  /** The same on a connection of its own: of a guest that was booted again. */
+  async readBackAnew(): Promise<ReadBack> {
+    const client = redisAt(this.#options);
+    client.on('error', () => undefined);
+    await client.connect();
+    try {
+      return this.#countAnew(await this.#lostOf(client, () => undefined));
+    } finally {
+      client.destroy();
+    }
+  }
+
+  async #lostOf(client: RedisClient, onBroken: () => void): Promise<number> {
     const keys = [...this.#acked.keys()];
     let lostWrites = 0;
     for (let at = 0; at < keys.length; at += keysPerCommand) {
       const part = keys.slice(at, at + keysPerCommand);
-      const values = await this.#client.mGet(part).catch(() => {
-        this.#lost = true;
+      let isBroken = false;
+      const values = await client.mGet(part).catch(() => {
+        isBroken = true;
+        onBroken();
         return part.map(() => null);
       });
       lostWrites += part.filter((key, index) => values[index] !== this.#acked.get(key)).length;
-      if (!this.#lost) await this.#client.unlink(part);
+      if (!isBroken) await client.unlink(part);
     }
+    return lostWrites;
+  }
+
+  #countAnew(lostWrites: number): ReadBack {
+    const keys = [...this.#acked.keys()];
     const report = {
       ackedWrites: keys.length, lostWrites, failedWrites: this.#failed,
       connectionLost: this.#lost,

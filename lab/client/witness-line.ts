@@ -43,7 +43,7 @@ export class WitnessLine {
 
   /** Connects once. Failure: host/unreachable. */
   static async open(options: {
-    readonly address: string; readonly port: number;
+    readonly address: string; readonly port: number; readonly connectMsMax?: number;
   }): Promise<WitnessLine> {
     return await new Promise((resolve, reject) => {
       const socket = connect({ host: options.address, port: options.port, noDelay: true });
@@ -51,7 +51,7 @@ export class WitnessLine {
         socket.destroy();
         reject(new CodedError('host/unreachable', `witness ${options.address}: ${why}`));
       };
-      socket.setTimeout(connectMsMax, () => fail('no connection'));
+      socket.setTimeout(options.connectMsMax ?? connectMsMax, () => fail('no connection'));
       socket.once('error', (error) => fail(error.message));
       socket.once('connect', () => {
         socket.setTimeout(0);
@@ -62,10 +62,10 @@ export class WitnessLine {
   }
 
   /** Failures: host/unreachable (connection lost, no answer in 120 s), internal (refused). */
-  async ask(request: WitnessRequest): Promise<WitnessStatus> {
+  async ask(request: WitnessRequest, answerMsMax = witnessAnswerMsMax): Promise<WitnessStatus> {
     const line = await new Promise<string | null>((resolve) => {
       if (this.#socket.destroyed) return resolve(null);
-      const timer = setTimeout(() => this.#socket.destroy(), witnessAnswerMsMax);
+      const timer = setTimeout(() => this.#socket.destroy(), answerMsMax);
       this.#waiting.push((answer) => {
         clearTimeout(timer);
         resolve(answer);

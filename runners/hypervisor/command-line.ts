@@ -51,7 +51,8 @@ export function buildArguments(plan: LaunchPlan): readonly string[] {
   const bus = spec.machineType.startsWith('pc-q35') ? 'pcie.0' : 'pci.0';
   return [
     '-name',
-    spec.name,
+    // vCPU threads are told apart by their names then, in /proc and for people.
+    `${spec.name},debug-threads=on`,
     '-nodefaults',
     '-no-user-config',
     '-display',

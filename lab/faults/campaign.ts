@@ -1,0 +1,79 @@
+/**
+ * A sitting of a campaign: one lab for many runs, raised anew when a run leaves it damaged. Decides
+ * which run comes next; what a run is says run.ts.
+ */
+import { copyFileSync, existsSync, mkdirSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Lab } from '../lab.ts';
+import type { Cell } from './cells.ts';
+import { Plant } from './plant.ts';
+import { FaultRun } from './run.ts';
+import type { RunRecord } from './run.ts';
+
+export interface CampaignOptions {
+  /** To be run, in this order. */
+  readonly cells: readonly Cell[];
+  /** What the move without a fault sends, of an earlier sitting; null: it is run first. */
+  readonly baselineBytes: number | null;
+  readonly tell: (what: string) => void;
+  readonly onRecord: (record: RunRecord) => void;
+  /** Logs of runs that went wrong are copied here, a folder each; null: nowhere. */
+  readonly keepLogsAt: string | null;
+  /** Told of each lab, so that an interrupt can take it down. */
+  readonly onLab: (lab: Lab) => void;
+  readonly interrupted: AbortSignal;
+}
+
+/** A run that the lab, not the product, has spoilt. Pure. */
+function spoilt(cell: Cell | null, error: unknown, wholeMs: number): RunRecord {
+  const why = error instanceof Error ? error.message : String(error);
+  return {
+    cell, outcome: 'lab-failed', violations: [], guestVerified: false, vcpuRunningMax: 0,
+    effectiveMax: 0, runningCopiesMax: 0, lostWrites: 0, recoveredMs: null, endedMs: null,
+    bytesSent: 0, bytesSentAgain: null, told: why.slice(0, 400), wholeMs,
+  };
+}
+
+/** Lines that the processes of a lab have logged. */
+function keepLogs(lab: Lab, folder: string): void {
+  const logs = join(lab.directories.data, 'logs');
+  if (!existsSync(logs)) return;
+  mkdirSync(folder, { recursive: true });
+  for (const name of readdirSync(logs)) copyFileSync(join(logs, name), join(folder, name));
+}
+
+/** Runs all cells; ends early when it is interrupted. */
+export async function runCampaign(options: CampaignOptions): Promise<void> {
+  const { cells, tell, onRecord, interrupted } = options;
+  let plant: Plant | null = null;
+  let { baselineBytes } = options;
+  const queue: (Cell | null)[] = [...(baselineBytes === null ? [null] : []), ...cells];
+  try {
+    for (const [index, cell] of queue.entries()) {
+      if (interrupted.aborted) return;
+      const begunMs = performance.now();
+      let record: RunRecord;
+      try {
+        if (plant === null) tell('raising a lab');
+        plant ??= await Plant.raise(options.onLab);
+        record = await new FaultRun(plant, cell, tell).run(baselineBytes);
+      } catch (error) {
+        record = spoilt(cell, error, Math.round(performance.now() - begunMs));
+      }
+      if (interrupted.aborted) return;
+      if (cell === null && record.outcome === 'completed') baselineBytes = record.bytesSent;
+      onRecord(record);
+      const isGood = record.violations.length === 0 && record.outcome !== 'lab-failed';
+      if (isGood || plant === null) continue;
+      if (options.keepLogsAt !== null) {
+        keepLogs(plant.lab, join(options.keepLogsAt, `${plant.lab.id}-${index}`));
+      }
+      // What a bad run has left must not count for the next one.
+      tell('taking the lab down');
+      await plant.lower();
+      plant = null;
+    }
+  } finally {
+    await plant?.lower();
+  }
+}

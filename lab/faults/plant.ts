@@ -1,0 +1,238 @@
+/**
+ * The lab of a campaign: two hosts with the product, one guest a run. Knows how each victim is
+ * found, hurt and brought back, as a system would do it; what is hurt when is run.ts's.
+ */
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Client } from '@temporalio/client';
+import { CodedError } from '../../contracts/failures.ts';
+import { hostName, requestId, vmName } from '../../contracts/identity.ts';
+import type { RequestId, VmName } from '../../contracts/identity.ts';
+import type { Ledger, VmEntry } from '../../contracts/ownership.ts';
+import { mib } from '../../contracts/units.ts';
+import { armFaultPoint } from '../../payloads/fault-points-client.ts';
+import type { ArmedPoint } from '../../payloads/fault-points-client.ts';
+import type { FaultPoint } from '../../contracts/fault-points.ts';
+import { runLifecycle } from '../../payloads/lifecycle-client.ts';
+import { tapName } from '../../runners/hypervisor/tap.ts';
+import { vmPaths } from '../../runners/hypervisor/vm-directory.ts';
+import { specOf } from '../bench/engines/direct.ts';
+import { OutsideClient } from '../client/outside-client.ts';
+import { runCommand } from '../command.ts';
+import {
+  composeLab, connectLabLedger, connectLabTemporal, faultSocketOf, hostStateDirectory,
+  imageDirectory, papersOf,
+} from '../compose.ts';
+import { placeGuestImage, systemQemuProgram } from '../guest-image.ts';
+import type { GuestImage } from '../guest-image.ts';
+import { Lab } from '../lab.ts';
+import type { LabHost } from '../network/plan.ts';
+import { processesOfLab } from '../processes.ts';
+import type { Victim } from './cells.ts';
+import { holderOf } from './cells.ts';
+import { vmmPidIn } from './watch.ts';
+
+/** Small, so that a run is short; Redis in it writes every acknowledged write to its disk. */
+const guestMemoryBytes = 160 * mib;
+const guestDiskBytes = 64 * mib;
+const guestPatternText = '16M';
+/** A guest boots in 5 s on a quiet machine. */
+const bootMsMax = 60_000;
+
+/** A guest of one run. */
+export interface CampaignGuest {
+  readonly vm: VmName;
+  readonly address: string;
+  readonly macAddress: string;
+  readonly outside: OutsideClient;
+}
+
+/** Processes of the lab by victim; what is not here is a VMM, a guard or a host. */
+const processNames: Readonly<Partial<Record<Victim, string>>> = {
+  'control-worker': 'control', temporal: 'temporal', ledger: 'ledger',
+  'source-runner': 'host-h1', 'target-runner': 'host-h2',
+};
+
+/** The composed lab. Host 1 is the source of every move, host 2 its target. */
+export class Plant {
+  readonly lab: Lab;
+  readonly client: Client;
+  ledger: Ledger;
+  readonly #image: GuestImage;
+  readonly #reopenLedger: () => Promise<Ledger>;
+  #requests = 0;
+
+  private constructor(fields: {
+    readonly lab: Lab; readonly client: Client; readonly ledger: Ledger;
+    readonly image: GuestImage; readonly reopenLedger: () => Promise<Ledger>;
+  }) {
+    this.lab = fields.lab;
+    this.client = fields.client;
+    this.ledger = fields.ledger;
+    this.#image = fields.image;
+    this.#reopenLedger = fields.reopenLedger;
+  }
+
+  static async raise(onLab: (lab: Lab) => void): Promise<Plant> {
+    const lab = await Lab.raise({ hostCount: 2 });
+    onLab(lab);
+    try {
+      const image = placeGuestImage(imageDirectory(lab));
+      const services = await composeLab({ lab, program: systemQemuProgram });
+      const reopenLedger = (): Promise<Ledger> => connectLabLedger(lab, services);
+      return new Plant({
+        lab, image, reopenLedger,
+        client: await connectLabTemporal(services), ledger: await reopenLedger(),
+      });
+    } catch (error) {
+      await lab.lower();
+      throw error;
+    }
+  }
+
+  async lower(): Promise<void> {
+    await this.ledger.close().catch(() => undefined);
+    await this.client.connection.close().catch(() => undefined);
+    await this.lab.lower();
+  }
+
+  get source(): LabHost { return this.lab.host(1); }
+  get target(): LabHost { return this.lab.host(2); }
+
+  freshRequest(): RequestId {
+    this.#requests += 1;
+    return requestId(`f${this.#requests}`);
+  }
+
+  /** A new guest on the source that answers. `failover` binds it to its lease. */
+  async boot(failover: 'none' | 'automatic'): Promise<CampaignGuest> {
+    const request = this.freshRequest();
+    const octet = 10 + this.#requests % 200;
+    const vm = vmName(`faulted-${this.#requests}`);
+    const address = `198.18.1.${octet}`;
+    const macAddress = `52:4e:43:00:03:${octet.toString(16).padStart(2, '0')}`;
+    const spec = specOf({
+      vm, image: this.#image,
+      guest: {
+        vcpuCount: 1, memoryBytes: guestMemoryBytes, address: `${address}/24`, macAddress,
+        commandLine: `${this.#image.kernelCommandLine} novacron.ip=${address}/24 `
+          + `novacron.pattern=${guestPatternText}`,
+        diskBytes: guestDiskBytes,
+      },
+    });
+    const { outcome } = await runLifecycle(this.client, {
+      step: 'create',
+      input: {
+        version: 1, spec: { ...spec, failover }, host: hostName(this.source.name), request,
+        start: true,
+      },
+    });
+    if (outcome.kind !== 'completed') {
+      throw new CodedError('vm/start-failed', JSON.stringify(outcome).slice(0, 400));
+    }
+    const outside = await OutsideClient.whenGuestAnswers({
+      labId: this.lab.id, namespace: this.lab.plan.clientNamespace, address,
+      writeEveryMs: 20, echoEveryMs: 50,
+    }, bootMsMax);
+    return { vm, address, macAddress, outside };
+  }
+
+  /** Ends and removes a guest. Failure: internal when it can't be, for which the lab has to go. */
+  async discard({ vm }: CampaignGuest): Promise<void> {
+    const input = (): { version: 1; vm: VmName; request: RequestId } =>
+      ({ version: 1, vm, request: this.freshRequest() });
+    for (const request of [
+      { step: 'stop', input: { ...input(), graceMs: 0 } }, { step: 'delete', input: input() },
+    ] as const) {
+      const { outcome } = await runLifecycle(this.client, request);
+      if (outcome.kind !== 'completed') throw new CodedError('internal', JSON.stringify(outcome));
+    }
+  }
+
+  /** Arms a point of the process that comes there. */
+  arm(point: FaultPoint, vm: VmName): Promise<ArmedPoint> {
+    const name = processNames[holderOf(point)] ?? '';
+    return armFaultPoint({
+      socketPath: faultSocketOf(this.lab, name), point, vm,
+      ...papersOf(this.lab, { role: 'lab', name: 'faults' }),
+    });
+  }
+
+  /** Null while the ledger does not answer. */
+  async entry(vm: VmName): Promise<VmEntry | null> {
+    try {
+      return await this.ledger.readVm(vm);
+    } catch {
+      return null;
+    }
+  }
+
+  hostOf(victim: Victim): LabHost {
+    return victim.startsWith('target') ? this.target : this.source;
+  }
+
+  /** Pids of a victim that is a process; the dev server has a child that does its work. */
+  pidsOf(victim: Victim, vm: VmName): number[] {
+    const name = processNames[victim];
+    if (name !== undefined) {
+      const { pid } = this.lab.started(name);
+      return [pid, ...childrenOf(pid)];
+    }
+    const { guardFile } = this.#pathsOn(this.hostOf(victim), vm);
+    const vmm = vmmPidIn(guardFile);
+    if (vmm === null) return [];
+    return victim.endsWith('-guard') ? [parentOf(vmm)] : [vmm];
+  }
+
+  /** Starts a killed process again; VMMs and guards are the product's to look after. */
+  async restart(victim: Victim): Promise<void> {
+    const name = processNames[victim];
+    if (name === undefined) return;
+    await this.lab.start(this.lab.started(name).spec);
+    if (victim !== 'ledger') return;
+    await this.ledger.close().catch(() => undefined);
+    this.ledger = await this.#reopenLedger();
+  }
+
+  /** What of a VM lies or runs on a host. */
+  async remainsOn(host: LabHost, vm: VmName): Promise<string[]> {
+    const { directory } = this.#pathsOn(host, vm);
+    const memory = join(this.lab.directories.memory, host.name);
+    const links = await runCommand(['ip', '-n', host.namespace, '-o', 'link', 'show']);
+    const tap = tapName({ host: hostName(host.name), vm, nic: 'n0' });
+    return [
+      ...(existsSync(directory) ? [`${host.name}: its directory`] : []),
+      ...(existsSync(memory) ? readdirSync(memory) : [])
+        .filter((name) => name.startsWith(`${vm}.`)).map((name) => `${host.name}: memory ${name}`),
+      ...(links.includes(`${tap}:`) ? [`${host.name}: its card`] : []),
+      ...processesOfLab(this.lab.id)
+        .filter(({ pid }) => commandLineOf(pid).includes(`${directory}/`))
+        .map(({ name }) => `${host.name}: process ${name}`),
+    ];
+  }
+
+  #pathsOn(host: LabHost, vm: VmName): ReturnType<typeof vmPaths> {
+    return vmPaths(join(hostStateDirectory(this.lab, host), 'vms'), vm);
+  }
+}
+
+function commandLineOf(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8');
+  } catch {
+    return '';
+  }
+}
+
+/** Parent of a process from /proc; 0 when it is gone. */
+function parentOf(pid: number): number {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
+    return Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[1]);
+  } catch {
+    return 0;
+  }
+}
+
+const childrenOf = (pid: number): number[] => readdirSync('/proc')
+  .map(Number).filter((one) => Number.isInteger(one) && one > 1 && parentOf(one) === pid);
