@@ -9,11 +9,13 @@ import type {
 } from '../contracts/migration.ts';
 import type { Ledger, LedgerEvent, Refusal, Verdict, VmEntry } from '../contracts/ownership.ts';
 import type { LifecycleControlActivities, VmLocation } from '../contracts/vm-lifecycle.ts';
+import type { EvacuationActivities } from '../contracts/evacuation.ts';
 import { codedActivities } from './coded-activity.ts';
+import { evacuationSteps } from './evacuation-activities.ts';
+import type { EvacuationDependencies } from './evacuation-activities.ts';
 
 /** What the control activities need from outside. */
-export interface ControlDependencies {
-  readonly ledger: Ledger;
+export interface ControlDependencies extends EvacuationDependencies {
   /** True while a workflow of that id runs: it will end its migration itself. */
   readonly isWorkflowRunning: (workflowId: string) => Promise<boolean>;
 }
@@ -226,10 +228,11 @@ function migrationSteps({ ledger, isWorkflowRunning }: ControlDependencies): Con
 /** What the control worker registers. */
 export function createControlActivities(
   dependencies: ControlDependencies,
-): ControlActivities & LifecycleControlActivities {
+): ControlActivities & LifecycleControlActivities & EvacuationActivities {
   return codedActivities({
     ...migrationSteps(dependencies),
     ...lifecycleSteps(dependencies.ledger),
+    ...evacuationSteps(dependencies),
   });
 }
 

@@ -2,10 +2,13 @@
  * What the commands need from outside, as ports: moves and life cycle (Temporal), ownership (the
  * ledger). `connected-backend.ts` holds the real ones; tests hand in their own.
  */
-import type { MigrationId, VmName } from '../contracts/identity.ts';
+import type { EvacuateHostInput, EvacuationCommand, EvacuationStatus,
+} from '../contracts/evacuation.ts';
+import type { HostName, MigrationId, VmName } from '../contracts/identity.ts';
 import type { MigrateVmInput, MigrationOutcome, MigrationStatus, SessionCommand,
 } from '../contracts/migration.ts';
 import type { Ledger } from '../contracts/ownership.ts';
+import type { EvacuationView } from '../payloads/evacuation-client.ts';
 import type { LifecycleRequest } from '../payloads/lifecycle-client.ts';
 import type { LifecycleOutcome } from '../contracts/vm-lifecycle.ts';
 import type { OperatorConfig } from './operator-config.ts';
@@ -44,6 +47,14 @@ export interface Workflows {
   }): Promise<MigrationStatus>;
   /** Waits for the end. */
   outcomeOf(migration: MigrationId): Promise<MigrationOutcome>;
+  /** `joined`: the same request runs already. */
+  startEvacuation(input: EvacuateHostInput): Promise<{
+    readonly runId: string | null; readonly joined: boolean;
+  }>;
+  viewEvacuation(host: HostName): Promise<EvacuationView>;
+  commandEvacuation(input: {
+    readonly host: HostName; readonly command: EvacuationCommand;
+  }): Promise<EvacuationStatus>;
   listMoves(input: {
     readonly vm: VmName | null; readonly openOnly: boolean; readonly countMax: number;
   }): Promise<readonly MigrationRow[]>;

@@ -2,6 +2,9 @@
 import { connect } from 'node:net';
 import type { Client } from '@temporalio/client';
 import { CodedError } from '../contracts/failures.ts';
+import { evacuationId } from '../contracts/identity.ts';
+import { commandEvacuation, startEvacuation, viewEvacuation,
+} from '../payloads/evacuation-client.ts';
 import { openLedger } from '../payloads/ledger-client.ts';
 import { runLifecycle } from '../payloads/lifecycle-client.ts';
 import { commandMigration, migrationOutcome, startMigration, viewMigration,
@@ -81,6 +84,14 @@ function workflowsOf(client: Client, config: OperatorConfig): Workflows {
       ask: () => viewMigration(client, migration) }),
     commandMove: ({ migration, command }) => ofWorker({ client, migration,
       ask: () => commandMigration(client, migration, command) }),
+    startEvacuation: async (input) => {
+      const { handle, joined } = await startEvacuation(client, input);
+      return { runId: (await handle.describe()).runId, joined };
+    },
+    viewEvacuation: (host) => ofWorker({ client, migration: evacuationId(host),
+      ask: () => viewEvacuation(client, host) }),
+    commandEvacuation: ({ host, command }) => ofWorker({ client, migration: evacuationId(host),
+      ask: () => commandEvacuation(client, host, command) }),
     outcomeOf: (migration) => migrationOutcome(client, migration),
     listMoves: (input) => listMoves(client, input),
     runLifecycle: (request) => runLifecycle(client, request),

@@ -2,6 +2,7 @@
  * Exit codes of `novacron`: the part of an answer that scripts read. Decides the code from a
  * failure or an outcome; documented in docs/api/cli.md, which is generated from this table.
  */
+import type { EvacuationOutcome } from '../contracts/evacuation.ts';
 import type { FailureCode } from '../contracts/failures.ts';
 import type { MigrationOutcome } from '../contracts/migration.ts';
 
@@ -35,7 +36,7 @@ export const exitCodeMeanings: Readonly<Record<ExitCode, string>> = {
 
 const notAllowedCodes: readonly FailureCode[] = ['link/refused', 'ownership/role',
   'certificate/revoked'];
-const refusedFamilies = ['preflight', 'vm', 'host', 'migration'];
+const refusedFamilies = ['preflight', 'vm', 'host', 'migration', 'evacuation'];
 /** Codes of those families that are failures of a step that had begun. */
 const failedCodes: readonly FailureCode[] = ['vm/start-failed', 'vm/stopped-itself',
   'migration/deadline', 'migration/not-converging', 'migration/digest', 'migration/not-here'];
@@ -51,6 +52,13 @@ export function exitCodeOfFailure(code: FailureCode): ExitCode {
   if (failedCodes.includes(code)) return exitCodes.moveFailed;
   if (refusedFamilies.includes(family) || code === 'ownership/refused') return exitCodes.refused;
   return exitCodes.moveFailed;
+}
+
+/** Exit code of an evacuation that ended; some VMs still there is a failure of the whole. */
+export function exitCodeOfEvacuation({ kind, failure }: EvacuationOutcome): ExitCode {
+  if (failure !== null) return exitCodeOfFailure(failure.code);
+  if (kind === 'cancelled') return exitCodes.cancelled;
+  return kind === 'completed' ? exitCodes.ok : exitCodes.moveFailed;
 }
 
 /** Exit code of a move that ended. */

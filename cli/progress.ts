@@ -115,6 +115,12 @@ export function formatMillis(value: number): string {
 }
 
 const barWidth = 24;
+/** The percent as a bar with its figure. */
+export function percentBar(percent: number): string {
+  const filled = Math.floor((percent / 100) * barWidth);
+  const bar = '#'.repeat(filled) + '.'.repeat(barWidth - filled);
+  return `[${bar}] ${percent.toFixed(1).padStart(5)} %`;
+}
 const rate = (value: number): string => `${formatBytes(Math.max(0, Math.round(value)))}/s`;
 
 function etaText({ etaMs, outlook }: ProgressView): string {
@@ -125,11 +131,9 @@ function etaText({ etaMs, outlook }: ProgressView): string {
 
 /** One line: bar, percent, phase, and the figures that matter in it. */
 export function progressLine(view: ProgressView, columns: number | null): string {
-  const filled = Math.floor((view.percent / 100) * barWidth);
-  const bar = `[${'#'.repeat(filled)}${'.'.repeat(barWidth - filled)}]`;
   const copying = view.phase === 'copy-disk' || view.phase === 'copy-memory';
   const parts = [
-    `${bar} ${view.percent.toFixed(1).padStart(5)} %`,
+    percentBar(view.percent),
     view.paused ? `${view.phase} (paused)` : view.phase,
     ...(copying ? [
       etaText(view),

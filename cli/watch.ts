@@ -17,7 +17,7 @@ import type { ProgressView } from './progress.ts';
 /** A person reads no faster; a query costs the worker a few milliseconds. */
 const lookEveryMs = 500;
 /** Plain lines: one at each change of phase, and one this often. */
-const plainLineEveryMs = 5_000;
+export const plainLineEveryMs = 5_000;
 /**
  * Temporal or the worker may be restarted in mid-move; looking goes on for this long without it.
  */
@@ -87,14 +87,14 @@ export class ProgressDisplay {
 }
 
 /** Passes the error on unless nobody answered; then answers since when, within the limit. */
-function silenceSince(
+export function silenceSince(
   { error, sinceMs, clock }: { error: unknown; sinceMs: number | null; clock: WatchClock },
 ): number {
   const { code, detail } = failureOfError(error);
   if (!silentCodes.includes(code)) throw error;
   const since = sinceMs ?? clock.now();
   if (clock.now() - since <= silenceMsMax) return since;
-  throw new CodedError('temporal/unreachable', `${detail}; the move itself goes on`, error);
+  throw new CodedError('temporal/unreachable', `${detail}; what is watched goes on`, error);
 }
 
 /** Waits for the end, through restarts of Temporal. */

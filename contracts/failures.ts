@@ -68,6 +68,14 @@ export const failures = {
     'The VM is already being moved', false, 'requester', 'Wait for it or cancel it.'),
   'migration/unknown': row('No such migration', false, 'requester',
     'See `novacron migration list`.'),
+  'evacuation/open': row(
+    'The host is already being evacuated under another request', false, 'requester',
+    'Wait for it, change it with `novacron evacuation set`, or cancel it.'),
+  'evacuation/unknown': row('No evacuation of that host is known', false, 'requester',
+    'Start one with `novacron host evacuate HOST`.'),
+  'evacuation/no-target': row(
+    'No host takes the VM now', false, 'operator',
+    'Free room on a host or name others; each host is listed with its reason.'),
   'migration/same-host': row('The VM is already there', false, 'nobody', 'Nothing to do.'),
   'migration/cancelled': row('The move was cancelled', false, 'nobody', 'Start a new one.'),
   'migration/past-return': row(

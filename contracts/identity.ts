@@ -66,6 +66,15 @@ export function parseMigrationId(text: string): { vm: VmName; request: RequestId
 /** Workflow id of the clean-up of a migration whose own workflow is gone. */
 export const finishMigrationId = (migration: MigrationId): string => `finish/${migration}`;
 
+/** Workflow id of the evacuation of a host: Temporal lets only one of an id run at a time. */
+export const evacuationId = (host: HostName): string => `evacuate/${host}`;
+
+/** Longest request id of an evacuation: those of its moves are made of it. */
+export const evacuationRequestLengthMax = 56;
+/** Request id of an evacuation's n-th try to move a VM. */
+export const evacuationMoveRequest = (request: RequestId, attempt: number): RequestId =>
+  requestId(`${request}.${attempt}`);
+
 /** Workflow id of one life-cycle step of a VM (`create`, `delete`, `start`, `stop`). */
 export const lifecycleWorkflowId = (
   step: 'create' | 'delete' | 'start' | 'stop',

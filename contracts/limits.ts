@@ -25,6 +25,14 @@ export const limits = {
   missingRunsMax: 16_384,
   /** Lanes of one migration in this version: cores, not links, are the bound on one machine. */
   laneCountMax: 16,
+  /** Page tables, the VMM's own heap and the digest table: kept beside a guest's memory. */
+  vmmOverheadBytes: 192 * mib,
+  /** A target's disk may never be filled to its last byte by a copy. */
+  diskReserveBytes: 256 * mib,
+  /** Moves of one evacuation at a time: each has its lanes and its part of the link. */
+  evacuationConcurrencyMax: 32,
+  /** Far from Temporal's 51,200, and some 300 moves. */
+  evacuationHistoryEventsMax: 4_000,
   /** A move's history stays far from Temporal's 51,200; the page in its UI stays readable. */
   migrationHistoryEventsMax: 150,
 } as const;

@@ -1,6 +1,7 @@
 /** Every workflow of the control worker; the bundle is made from this file. */
 export { createVm } from './create-vm.ts';
 export { deleteVm } from './delete-vm.ts';
+export { evacuateHost } from './evacuate-host.ts';
 export { finishMigration } from './finish-migration.ts';
 export { migrateVm } from './migrate-vm.ts';
 export { startVm } from './start-vm.ts';

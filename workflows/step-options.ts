@@ -8,6 +8,7 @@ import { nonRetryableCodes } from '../contracts/failures.ts';
 import type { HostName } from '../contracts/identity.ts';
 import { controlTaskQueue, hostTaskQueue } from '../contracts/identity.ts';
 import { timing } from '../contracts/limits.ts';
+import type { EvacuationActivities } from '../contracts/evacuation.ts';
 import type { ControlActivities, HostActivities } from '../contracts/migration.ts';
 import type {
   LifecycleControlActivities, LifecycleHostActivities,
@@ -37,7 +38,8 @@ const targetSilentMs = 600_000;
 const verifyMs = 24 * 3_600_000;
 
 export type HostSteps = HostActivities & LifecycleHostActivities;
-export type ControlSteps = ControlActivities & LifecycleControlActivities;
+export type ControlSteps =
+  ControlActivities & LifecycleControlActivities & EvacuationActivities;
 
 const onHost = (host: HostName, options: ActivityOptions): HostSteps =>
   proxyActivities<HostSteps>({ ...hostDefaults, taskQueue: hostTaskQueue(host), ...options });

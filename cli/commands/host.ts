@@ -12,6 +12,7 @@ import { exitCodes } from '../exit-codes.ts';
 import { formatMillis } from '../progress.ts';
 import { table } from '../output.ts';
 import type { CommandResult } from '../output.ts';
+import { addEvacuateCommands } from './evacuation.ts';
 import { waitingVms } from '../vm-state.ts';
 
 const isSilent = ({ silentForMs }: HostView): boolean => silentForMs > timing.hostSilentMsMax;
@@ -120,7 +121,7 @@ async function joinHost(
 
 export function addHostCommands(program: Command, context: Context): void {
   const { act } = context;
-  const host = program.command('host').description('hosts: list, cordon, join');
+  const host = program.command('host').description('hosts: list, cordon, drain, join');
   act(host.command('list').description('all hosts'), () => list(context));
   act(host.command('show <host>').description('one host: what it has and what it runs'),
     (name: string) => show(context, name));
@@ -128,6 +129,7 @@ export function addHostCommands(program: Command, context: Context): void {
     (name: string) => cordon({ context, text: name, cordoned: true }));
   act(host.command('uncordon <host>').description('let it take VMs again'),
     (name: string) => cordon({ context, text: name, cordoned: false }));
+  addEvacuateCommands(host, context);
   act(host.command('join').description('on a new machine: get its certificate with a join token')
     .requiredOption('--token <token>',
       'from `novacron cert join-token`; - reads it from stdin, unseen by ps')

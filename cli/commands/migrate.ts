@@ -14,15 +14,18 @@ import type { CommandResult } from '../output.ts';
 import { moveResult } from '../summary.ts';
 import { watchMove } from '../watch.ts';
 
-interface MigrateOptions {
-  readonly to: string;
-  readonly watch?: boolean;
-  readonly request?: string;
+/** What may be said of a move; absent ones are the defaults. */
+export interface PolicyOptions {
   readonly downtimeBudget?: string;
   readonly bandwidth?: string;
   readonly postCopy?: MigrationPolicy['postCopy'];
   readonly deadline?: string;
   readonly lanes?: string;
+}
+interface MigrateOptions extends PolicyOptions {
+  readonly to: string;
+  readonly watch?: boolean;
+  readonly request?: string;
 }
 
 /** A downtime budget beyond a minute is not a live move. */
@@ -35,7 +38,8 @@ export function readDowntimeBudgetMs(text: string): number {
   throw new CodedError('input/invalid', `--downtime-budget ${text}: write 1ms to 60s`);
 }
 
-function policyOf(options: MigrateOptions): MigrationPolicy {
+/** The policy of a move as typed. */
+export function policyOf(options: PolicyOptions): MigrationPolicy {
   const { downtimeBudget, bandwidth, postCopy, deadline, lanes } = options;
   return {
     downtimeBudgetMs: downtimeBudget === undefined
@@ -104,20 +108,23 @@ async function migrate(
   return watchToEnd({ context, migration, runId });
 }
 
+/** Options of a move, beside its bandwidth. */
+export const withPolicyOptions = (command: Command): Command => command
+  .option('--downtime-budget <time>', 'longest blackout to aim at, e.g. 100ms')
+  .addOption(new Option('--post-copy <consent>',
+    'may memory be fetched after the switchover, at the risk of a cold boot if a host dies')
+    .choices(['never', 'when-needed']))
+  .option('--deadline <time>', 'give up (the source goes on) when not in the blackout by then')
+  .option('--lanes <count>', `parallel lanes, 1 to ${limits.laneCountMax}`);
+
 export function addMigrateCommand(program: Command, context: Context): void {
   context.act(
-    program.command('migrate <vm>')
+    withPolicyOptions(program.command('migrate <vm>')
       .description('move a running VM to another host; the same --request joins a running move')
       .requiredOption('--to <host>', 'host that the VM moves to')
       .option('--watch', 'follow it to its end and print the summary')
       .option('--request <id>', 'id of this request; the same id is the same request')
-      .option('--downtime-budget <time>', 'longest blackout to aim at, e.g. 100ms')
-      .option('--bandwidth <rate>', 'cap for all lanes together, e.g. 100MB, or none')
-      .addOption(new Option('--post-copy <consent>',
-        'may memory be fetched after the switchover, at the risk of a cold boot if a host dies')
-        .choices(['never', 'when-needed']))
-      .option('--deadline <time>', 'give up (the source goes on) when not in the blackout by then')
-      .option('--lanes <count>', `parallel lanes, 1 to ${limits.laneCountMax}`),
+      .option('--bandwidth <rate>', 'cap for all lanes together, e.g. 100MB, or none')),
     (vm: string, options: MigrateOptions) => migrate(context, vm, options),
   );
 }

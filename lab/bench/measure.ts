@@ -109,10 +109,16 @@ export const loadRequest = (load: GuestLoad): WitnessRequest => ({
   diskRateBytesPerSecond: load.diskBytesPerSecond ?? 0,
 });
 
-/** Connects the outside client to a guest that runs or boots. */
-export async function meetGuest(lab: Lab, address: string): Promise<OutsideClient> {
+/**
+ * Connects the outside client to a guest that runs or boots; `everyMs` is how often it writes and
+ * asks for an echo, where many clients share the machine.
+ */
+export async function meetGuest(
+  lab: Lab, address: string, everyMs: number | null = null,
+): Promise<OutsideClient> {
   return await OutsideClient.whenGuestAnswers({
     labId: lab.id, namespace: lab.plan.clientNamespace, address,
+    ...(everyMs === null ? {} : { writeEveryMs: everyMs, echoEveryMs: everyMs }),
   }, guestAnswersMsMax);
 }
 

@@ -8,6 +8,7 @@ import type { WorkerOptions } from '@temporalio/worker';
 import { createControlActivities } from '../../activities/control-activities.ts';
 import { controlTaskQueue } from '../../contracts/identity.ts';
 import type { Ledger } from '../../contracts/ownership.ts';
+import { commandMigration } from '../../payloads/migration-client.ts';
 import { workerDataConverter } from '../../payloads/temporal-connection.ts';
 import { workflowBundle } from './workflow-bundle.ts';
 
@@ -15,7 +16,7 @@ import { workflowBundle } from './workflow-bundle.ts';
 export const controlDeployment = 'novacron-control';
 
 /** True while a workflow of that id runs; how activities learn who drives a migration. */
-export const workflowRuns = (client: Client) => async (workflowId: string): Promise<boolean> => {
+const workflowRuns = (client: Client) => async (workflowId: string): Promise<boolean> => {
   try {
     const { status } = await client.workflow.getHandle(workflowId).describe();
     return status.name === 'RUNNING';
@@ -27,19 +28,25 @@ export const workflowRuns = (client: Client) => async (workflowId: string): Prom
 
 export interface ControlParts {
   readonly ledger: Ledger;
-  readonly isWorkflowRunning: (workflowId: string) => Promise<boolean>;
+  /** Asks who drives a migration, and passes an evacuation's commands on to its moves. */
+  readonly client: Client;
   readonly payloadKeysPath: string | null;
 }
 
 /** Queue, workflows, activities and converter; connection and version are the shape's. */
 export async function controlWorkerOptions(
-  { ledger, isWorkflowRunning, payloadKeysPath }: ControlParts,
+  { ledger, client, payloadKeysPath }: ControlParts,
 ): Promise<Pick<WorkerOptions,
   'taskQueue' | 'workflowBundle' | 'activities' | 'dataConverter' | 'maxCachedWorkflows'>> {
   return {
     taskQueue: controlTaskQueue,
     workflowBundle: await workflowBundle(),
-    activities: createControlActivities({ ledger, isWorkflowRunning }),
+    activities: createControlActivities({
+      ledger, isWorkflowRunning: workflowRuns(client),
+      commandMove: async (migration, command) => {
+        await commandMigration(client, migration, command);
+      },
+    }),
     dataConverter: workerDataConverter(payloadKeysPath),
     // A cached move takes about 1 MB; more moves than that are replayed, which takes milliseconds.
     maxCachedWorkflows: 200,

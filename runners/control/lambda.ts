@@ -9,7 +9,7 @@ import { openRevocationList } from '../../payloads/revocation.ts';
 import { configPathOf, controlConfig, loadConfig } from '../config.ts';
 import { connectLedger } from '../../payloads/ledger-client.ts';
 import { createLogger } from '../telemetry.ts';
-import { controlDeployment, controlWorkerOptions, workflowRuns } from './composition.ts';
+import { controlDeployment, controlWorkerOptions } from './composition.ts';
 
 /**
  * Shutdown begins so long before the invocation's deadline: the grace for ledger steps, and a
@@ -27,7 +27,7 @@ const revoked = openRevocationList({ path: config.revokedPath, caPath: config.tl
 const client = await connectTemporal(config.temporal, config.payloadKeysPath);
 const ledger = connectLedger({ ...config.ledger, tls: config.tls, revoked, logger });
 const parts = await controlWorkerOptions({
-  ledger, isWorkflowRunning: workflowRuns(client), payloadKeysPath: config.payloadKeysPath,
+  ledger, client, payloadKeysPath: config.payloadKeysPath,
 });
 const connectionOptions = await temporalConnectionOptions(config.temporal);
 

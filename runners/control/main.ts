@@ -15,7 +15,7 @@ import { connectLedger } from '../../payloads/ledger-client.ts';
 import { createLogger, createMetrics, serveTelemetry } from '../telemetry.ts';
 import { installTemporalRuntime } from '../temporal-runtime.ts';
 import { serveCodec } from './codec-server.ts';
-import { controlDeployment, controlWorkerOptions, workflowRuns } from './composition.ts';
+import { controlDeployment, controlWorkerOptions } from './composition.ts';
 import { makeCurrent } from './deployment.ts';
 
 /** A workflow task takes milliseconds, a ledger step at most its ten seconds. */
@@ -34,7 +34,7 @@ async function run(config: ControlConfig, logger: Logger): Promise<void> {
   const worker = await Worker.create({
     ...(await controlWorkerOptions({
       ledger: barredLedger(ledger, points, controlLedgerSteps),
-      isWorkflowRunning: workflowRuns(client), payloadKeysPath: config.payloadKeysPath,
+      client, payloadKeysPath: config.payloadKeysPath,
     })),
     connection,
     namespace: config.temporal.namespace,

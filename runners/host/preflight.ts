@@ -4,6 +4,7 @@
  */
 import { isIPv4 } from 'node:net';
 import type { FailureCode } from '../../contracts/failures.ts';
+import { limits } from '../../contracts/limits.ts';
 import type { HostFacts, RunningVm } from '../../contracts/runner.ts';
 import { formatBytes } from '../../contracts/units.ts';
 
@@ -23,11 +24,6 @@ export interface PreflightRefusal {
   readonly code: FailureCode;
   readonly detail: string;
 }
-
-/** Page tables, the VMM's own heap and the digest table: reserved beside the guest's memory. */
-const vmmOverheadBytes = 192 * 1024 * 1024;
-/** A target disk may never be filled to its last byte by a copy. */
-const diskReserveBytes = 256 * 1024 * 1024;
 
 /** "7.2.22 (Debian …)" → [7, 2]. */
 function versionOf(text: string): readonly [number, number] {
@@ -76,7 +72,7 @@ const checks: readonly Check[] = [
       : { code: 'preflight/cpu', detail: `${target.name} lacks ${missing.slice(0, 8).join(', ')}` };
   },
   (vm, target, seen) => {
-    const needed = vm.memoryBytes + vmmOverheadBytes;
+    const needed = vm.memoryBytes + limits.vmmOverheadBytes;
     return needed <= seen.memoryFreeBytes
       ? null
       : {
@@ -87,11 +83,11 @@ const checks: readonly Check[] = [
   },
   (vm, target, seen) => {
     const needed = vm.disks.reduce((sum, disk) => sum + disk.sizeBytes, 0);
-    return needed === 0 || needed + diskReserveBytes <= seen.diskFreeBytes
+    return needed === 0 || needed + limits.diskReserveBytes <= seen.diskFreeBytes
       ? null
       : {
           code: 'preflight/disk',
-          detail: `${formatBytes(needed + diskReserveBytes)} needed,`
+          detail: `${formatBytes(needed + limits.diskReserveBytes)} needed,`
             + ` ${formatBytes(seen.diskFreeBytes)} free on ${target.name}`,
         };
   },

@@ -5,6 +5,10 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Backend, MigrationRow, Workflows } from '../../cli/backend.ts';
 import type { World } from '../../cli/context.ts';
 import { runCommandLine } from '../../cli/program.ts';
+import { defaultEvacuationPolicy } from '../../contracts/evacuation.ts';
+import type { EvacuateHostInput, EvacuationCommand, EvacuationStatus,
+} from '../../contracts/evacuation.ts';
+import { evacuationProgress } from '../../contracts/evacuation-progress.ts';
 import { CodedError } from '../../contracts/failures.ts';
 import { migrationId, vmName } from '../../contracts/identity.ts';
 import type { HostName, MigrationId } from '../../contracts/identity.ts';
@@ -14,6 +18,7 @@ import type { MigrateVmInput, MigrationOutcome, MigrationStatus, SessionCommand,
 import type { HostView, LedgerEvent, VmEntry } from '../../contracts/ownership.ts';
 import type { VmSpec } from '../../contracts/runner.ts';
 import type { LifecycleOutcome } from '../../contracts/vm-lifecycle.ts';
+import type { EvacuationView } from '../../payloads/evacuation-client.ts';
 import type { LifecycleRequest } from '../../payloads/lifecycle-client.ts';
 
 export const spec: VmSpec = {
@@ -71,6 +76,19 @@ export const completedOf = (more: object = {}): MigrationOutcome => ({
   ...more,
 } as unknown as MigrationOutcome);
 
+export const evacuationStatusOf = (more: Partial<EvacuationStatus> = {}): EvacuationStatus => ({
+  version: 1, host: 'h1' as HostName, request: 'r' as MigrateVmInput['request'], phase: 'moving',
+  paused: false, policy: defaultEvacuationPolicy, rows: [], opensAtMs: null, waitingFor: null,
+  startedAtMs: 0, cancelledBy: null, outcome: null, ...more,
+});
+/** A look at it, with the figures that follow from its rows. */
+export const evacuationViewOf = (
+  more: Partial<EvacuationStatus> = {}, closedAs: string | null = null,
+): EvacuationView => {
+  const [status, moves] = [evacuationStatusOf(more), new Map()];
+  return { status, moves, closedAs, progress: evacuationProgress(status, moves, 10_000) };
+};
+
 /** What the fake answers; tests change it before they run a command. */
 export interface Scene {
   entries: VmEntry[];
@@ -91,6 +109,10 @@ export interface Scene {
   commands: SessionCommand[];
   proposals: LedgerEvent[];
   lifecycleRequests: LifecycleRequest[];
+  /** Looks at an evacuation in order, the last again and again; null: there is none. */
+  evacuation: (EvacuationView | Error)[] | null;
+  evacuations: EvacuateHostInput[];
+  evacuationCommands: EvacuationCommand[];
   programs: { script: string; argv: readonly string[] }[];
   interrupt: Promise<void>;
 }
@@ -100,11 +122,13 @@ export const scene = (more: Partial<Scene> = {}): Scene => ({
   statuses: [statusOf()], outcome: null, rows: [], lifecycle: null, temporalFails: null,
   ledgerFails: null, files: {}, columns: null, startedTarget: null, started: [], commands: [],
     proposals: [],
-  lifecycleRequests: [], programs: [], interrupt: new Promise(() => {}), ...more,
+  lifecycleRequests: [], evacuation: null, evacuations: [], evacuationCommands: [],
+  programs: [], interrupt: new Promise(() => {}), ...more,
 });
 
 function workflowsOf(on: Scene): Workflows {
   let looks = 0;
+  let evacuationLooks = 0;
   const view = (): MigrationStatus => {
     if (on.statuses === null) throw new CodedError('migration/unknown', migration);
     const status = on.statuses[Math.min(looks, on.statuses.length - 1)];
@@ -137,6 +161,21 @@ function workflowsOf(on: Scene): Workflows {
       on.lifecycleRequests.push(request);
       if (on.lifecycle === null) throw new Error('no lifecycle outcome in this scene');
       return { workflowId: `${request.step}/x/y`, outcome: on.lifecycle };
+    },
+    startEvacuation: async (input) => {
+      on.evacuations.push(input);
+      return { runId: 'run-1', joined: false };
+    },
+    viewEvacuation: async (host) => {
+      const seen = on.evacuation?.[Math.min(evacuationLooks, on.evacuation.length - 1)];
+      evacuationLooks += 1;
+      if (seen === undefined) throw new CodedError('evacuation/unknown', host);
+      if (seen instanceof Error) throw seen;
+      return seen;
+    },
+    commandEvacuation: async ({ command }) => {
+      on.evacuationCommands.push(command);
+      return evacuationStatusOf();
     },
     workflowUrl: ({ workflowId }) => `http://127.0.0.1:8233/namespaces/default/workflows/${
       encodeURIComponent(workflowId)}`,

@@ -25,7 +25,9 @@ describe('generated pages', () => {
   });
   it('name every command of the issue', () => {
     const page = programPage({ program: describeProgram(), source: '', preface: cliPreface });
-    for (const command of ['host list', 'host show', 'host join', 'host cordon', 'vm list',
+    for (const command of ['host list', 'host show', 'host join', 'host cordon', 'host uncordon',
+      'host evacuate', 'host drain', 'evacuation show', 'evacuation watch', 'evacuation pause',
+      'evacuation resume', 'evacuation cancel', 'evacuation set', 'rebalance', 'vm list',
       'vm create',
       'vm show', 'vm console', 'vm start', 'vm stop', 'vm delete', 'migrate', 'migration list',
       'migration show', 'migration watch', 'migration pause', 'migration resume',
@@ -61,8 +63,10 @@ describe('guides', () => {
   });
   it('show commands that exist', () => {
     const page = programPage({ program: describeProgram(), source: '', preface: [] });
-    for (const [, command = ''] of guide('real-hosts.md').matchAll(/^novacron ([a-z]+ [a-z-]+)/gm)) {
-      expect(page).toContain(`### novacron ${command}\n`);
+    for (const name of ['real-hosts.md', 'evacuate.md']) {
+      for (const [, command = ''] of guide(name).matchAll(/^novacron ([a-z]+ [a-z-]+)/gm)) {
+        expect(page).toContain(`### novacron ${command}\n`);
+      }
     }
   });
 });

@@ -6,9 +6,13 @@ import { existsSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { setTimeout as sleep } from 'node:timers/promises';
 import proto from '@temporalio/proto';
+import { defaultEvacuationPolicy } from '../../contracts/evacuation.ts';
+import type { EvacuationPolicy } from '../../contracts/evacuation.ts';
 import { CodedError } from '../../contracts/failures.ts';
 import { hostName, lifecycleWorkflowId, requestId, vmName } from '../../contracts/identity.ts';
+import type { VmName } from '../../contracts/identity.ts';
 import { defaultPolicy } from '../../contracts/migration.ts';
+import { commandEvacuation, startEvacuation } from '../../payloads/evacuation-client.ts';
 import { runLifecycle } from '../../payloads/lifecycle-client.ts';
 import { commandMigration, startMigration } from '../../payloads/migration-client.ts';
 import { FakeDatacentre } from '../workflows/support/fake-datacentre.ts';
@@ -44,6 +48,23 @@ const failing = (step: string, error: CodedError): Scene => async (centre) => {
   return move(centre);
 };
 
+const vmsOn = (centre: FakeDatacentre, count: number): Promise<VmName[]> => Promise.all(
+  Array.from({ length: count }, () => {
+    vmNumber += 1;
+    return centre.runningVm(`db-${vmNumber}`, source);
+  }));
+async function evacuate(
+  policy: Partial<EvacuationPolicy>, during: () => Promise<void> = async () => {},
+): Promise<string> {
+  const { handle } = await startEvacuation(env.client, {
+    version: 1, host: source, request: requestId(`e${vmNumber}`),
+    policy: { ...defaultEvacuationPolicy, ...policy },
+  });
+  await during();
+  await handle.result();
+  return handle.workflowId;
+}
+
 const scenes: Readonly<Record<string, Scene>> = {
   'move-completed': async (centre) => {
     centre.disks = 2;
@@ -77,6 +98,44 @@ const scenes: Readonly<Record<string, Scene>> = {
   'move-failed': failing('switchover', new CodedError('engine/failed', 'broken')),
   'move-committed-late': failing('started', new CodedError('link/refused', 'after Started')),
   'move-warned': failing('releaseSource', new CodedError('vmm/protocol', 'odd')),
+  'evacuation-completed': async (centre) => {
+    const vms = await vmsOn(centre, 3);
+    centre.faults.set('checkTarget', ({ vm }, host) => {
+      if (vm === vms[0] && host === target) throw new CodedError('preflight/memory', 'full');
+    });
+    let broken = false;
+    centre.faults.set('switchover', () => {
+      if (!broken) {
+        broken = true;
+        throw new CodedError('engine/failed', 'once');
+      }
+    });
+    return evacuate({ cordon: true });
+  },
+  'evacuation-commanded': async (centre) => {
+    await vmsOn(centre, 3);
+    centre.copyMs = 1_500;
+    return evacuate({ bandwidthBytesPerSecond: 8_000_000 }, async () => {
+      await whileCopying(centre);
+      await commandEvacuation(env.client, source, { kind: 'pause' });
+      await commandEvacuation(
+        env.client, source, { kind: 'set-bandwidth', bandwidthBytesPerSecond: 4_000_000 });
+      await commandEvacuation(env.client, source, { kind: 'set-concurrency', concurrency: 3 });
+      await commandEvacuation(env.client, source, { kind: 'resume' });
+    });
+  },
+  'evacuation-cancelled': async (centre) => {
+    await vmsOn(centre, 3);
+    centre.copyMs = 60_000;
+    return evacuate({}, async () => {
+      await whileCopying(centre);
+      await commandEvacuation(env.client, source, { kind: 'cancel', by: 'a test' });
+    });
+  },
+  'evacuation-carried': async (centre) => {
+    await vmsOn(centre, 6);
+    return evacuate({ historyEventsMax: 60 });
+  },
   'create-and-start': async (centre) => {
     await runLifecycle(env.client, {
       step: 'create',

@@ -102,6 +102,8 @@ export interface GuestWish {
   readonly host?: number;
   readonly machineType?: string;
   readonly failover?: VmSpec['failover'];
+  /** How often its client outside writes and asks, ms; default: as fast as for one guest. */
+  readonly outsideEveryMs?: number;
 }
 
 /** What a stage is made of. */
@@ -195,7 +197,7 @@ export class MoveStage {
       throw new Error(`the guest was not made: ${JSON.stringify(outcome)}`);
     }
     const address = `198.18.1.${wish.octet}`;
-    const outside = await meetGuest(this.lab, address);
+    const outside = await meetGuest(this.lab, address, wish.outsideEveryMs ?? null);
     const guest = new StageGuest({ stage: this, vm: vmName(wish.name), address, outside });
     this.#guests.push(guest);
     return guest;

@@ -10,7 +10,7 @@ import { CodedError, failureReport } from '../../../contracts/failures.ts';
 import { hostName, incarnation, vmName } from '../../../contracts/identity.ts';
 import type { HostName, Incarnation, MigrationId, VmName } from '../../../contracts/identity.ts';
 import type {
-  LateFigures, SessionOutcome, SessionProgress, StepInput,
+  LateFigures, MigrationPolicy, SessionOutcome, SessionProgress, StepInput,
 } from '../../../contracts/migration.ts';
 import type { Ledger, LedgerEvent, VmEntry } from '../../../contracts/ownership.ts';
 import type { RunningVm, VmSpec } from '../../../contracts/runner.ts';
@@ -46,6 +46,10 @@ export class FakeDatacentre {
   readonly faults = new Map<string, Fault>();
   /** Every call in order, `host step`. */
   readonly calls: string[] = [];
+  /** VMs in the order in which they were handed over. */
+  readonly switched: VmName[] = [];
+  /** Sessions at a time, at most. */
+  sessionsMax = 0;
   /** Length of the memory copy, ms of real time. */
   copyMs = 50;
   /** What a source says at its release that it has sent in all. */
@@ -74,7 +78,7 @@ export class FakeDatacentre {
           version: 1, name, migrationAddress: `198.18.2.${11 + index}`, peerPort: 7001,
           lanePort: 7002, segments: ['lab'], accelerator: 'tcg', qemuVersion: '7.2.0',
           machineTypes: ['pc-i440fx-7.2'], kernelRelease: '6.18.0', memoryBytes: 2 ** 33,
-          diskFreeBytes: 2 ** 33, cpuFlags: [], features: [],
+          diskFreeBytes: 2 ** 33, cpuFlags: [], features: ['direct-engine'],
         },
       }]);
       if (verdict?.accepted !== true) throw new Error(JSON.stringify(verdict));
@@ -164,15 +168,17 @@ export class FakeDatacentre {
     };
   }
 
-  #session(step: StepInput): Session {
+  #session(step: StepInput & { readonly policy: MigrationPolicy }): Session {
     const known = this.sessions.get(step.migration);
     if (known !== undefined) return known;
     const ended = Promise.withResolvers<SessionOutcome>();
     const session: Session = {
       step, progress: this.#progress(0, 'memory'), paused: false, cancelledBy: null,
-      bandwidth: 0, done: ended.promise, attempts: 0, copyMs: this.copyMs,
+      bandwidth: step.policy.bandwidthBytesPerSecond, done: ended.promise, attempts: 0,
+      copyMs: this.copyMs,
     };
     this.sessions.set(step.migration, session);
+    this.sessionsMax = Math.max(this.sessionsMax, this.sessions.size);
     this.#copy(session).then(ended.resolve, ended.reject);
     return session;
   }
@@ -212,6 +218,7 @@ export class FakeDatacentre {
     await this.#must(this.#as(target), { kind: 'commit', vm, migration, epoch });
     const stamp = (await this.entry(vm))?.lastStarted ?? null;
     const targetIncarnation = await this.#start(vm, target, epoch + 1, stamp);
+    this.switched.push(vm);
     await this.#fault('started', step, target);
     return {
       kind: 'handed-over', record: quiesced, targetIncarnation,

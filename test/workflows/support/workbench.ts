@@ -14,7 +14,7 @@ import { migrationSearchAttributes } from '../../../contracts/migration.ts';
 import { registerSearchAttributes } from '../../../infra/temporal/namespace.ts';
 import { workerDataConverter } from '../../../payloads/temporal-connection.ts';
 import {
-  controlDeployment, controlWorkerOptions, workflowRuns,
+  controlDeployment, controlWorkerOptions,
 } from '../../../runners/control/composition.ts';
 import { makeCurrent } from '../../../runners/control/deployment.ts';
 import type { FakeDatacentre } from './fake-datacentre.ts';
@@ -131,7 +131,7 @@ export async function controlWorker(
   return Worker.create({
     ...common(env),
     ...(await controlWorkerOptions({
-      ledger: centre.control, isWorkflowRunning: workflowRuns(env.client), payloadKeysPath,
+      ledger: centre.control, client: env.client, payloadKeysPath,
     })),
     // The time-skipping server knows no versions; a real one refuses PINNED without them.
     ...(env.supportsTimeSkipping ? {} : {
