@@ -7,7 +7,7 @@ import { describe, expect, test } from 'vitest';
 import {
   hostName, incarnation, migrationId, requestId, vmName, type HostName, type Identity,
 } from '../../../contracts/identity.ts';
-import type { CodedError } from '../../../contracts/failures.ts';
+import { CodedError } from '../../../contracts/failures.ts';
 import { defaultPolicy } from '../../../contracts/migration.ts';
 import type { Ledger, LedgerEvent, Verdict, VmEntry } from '../../../contracts/ownership.ts';
 import type { HostFacts, VmSpec } from '../../../contracts/runner.ts';
@@ -34,6 +34,9 @@ class MemoryLedger {
   wallMs = 1000;
   /** Events of these kinds are refused or unanswered, as the test wants. */
   readonly broken = new Map<LedgerEvent['kind'], 'refuse' | 'silence-once'>();
+  /** How long it answers nobody after Quiesced, by who asks, ms. */
+  silenceMs: Readonly<Record<string, number>> = {};
+  #quiescedMs = Infinity;
 
   proposeAs(proposer: Identity, events: readonly LedgerEvent[]): readonly Verdict[] {
     const verdicts: Verdict[] = [];
@@ -50,6 +53,7 @@ class MemoryLedger {
       });
       if (change !== null) this.state.apply(change);
       verdicts.push(verdict);
+      if (event.kind === 'quiesced') this.#quiescedMs = this.wallMs;
       if (!verdict.accepted) break;
     }
     return verdicts;
@@ -63,9 +67,15 @@ class MemoryLedger {
     const nothing = (): never => {
       throw new Error('not used');
     };
+    const answer = <T>(value: () => T): Promise<T> => {
+      const sinceMs = this.wallMs - this.#quiescedMs;
+      const silent = sinceMs >= 0 && sinceMs < (this.silenceMs[proposer.name] ?? 0);
+      return silent ? Promise.reject(new CodedError('ownership/unreachable', 'by the test'))
+        : Promise.resolve(value());
+    };
     return {
-      propose: (events) => Promise.resolve(this.proposeAs(proposer, events)),
-      readVm: () => Promise.resolve(this.entry()),
+      propose: (events) => answer(() => this.proposeAs(proposer, events)),
+      readVm: () => answer(() => this.entry()),
       listVms: nothing, listHosts: nothing, migrationEnd: nothing, watchVm: nothing,
       close: () => Promise.resolve(),
     };
@@ -119,6 +129,7 @@ interface Faults {
   readonly digestAtTarget?: string;
   readonly ledger?: ReadonlyMap<LedgerEvent['kind'], 'refuse'>;
   readonly cutAt?: string;
+  readonly silenceMs?: Readonly<Record<string, number>>;
 }
 
 /** A source and a target with one VM on the source; `trace` is the order of what happened. */
@@ -161,6 +172,7 @@ function stage(faults: Faults = {}) {
     commitDelegated: true,
   }]);
   expect(prepared[0]).toMatchObject({ accepted: true });
+  ledger.silenceMs = faults.silenceMs ?? {};
   for (const [kind, how] of faults.ledger ?? []) ledger.broken.set(kind, how);
 
   const world = (host: HostName): MoveWorld => ({
@@ -390,6 +402,14 @@ describe('the hand-over', () => {
       expect([...scene.running]).toEqual([owner]);
     },
   );
+
+  test('a ledger that was away gives the target its time again', async () => {
+    // The target's connection is back 300 ms after the source's.
+    const scene = stage({ silenceMs: { h1: 5_000, h2: 5_300 } });
+    const [outcome] = await Promise.all([scene.outcome(), scene.targetMove.outcome]);
+    expect(outcome.kind).toBe('handed-over');
+    expect([...scene.running]).toEqual([h2]);
+  });
 
   test('cancel before the switchover ends in one step, after it is refused', async () => {
     const scene = stage();

@@ -21,20 +21,20 @@ const committed: VmEntry = {
 };
 const view: SourceView = {
   host: hostName('h1'), migration, epoch: 3, entry: preparing, targetGaveUp: false,
-  blackoutMs: 5, selfDecisionMs: 2000,
+  waitedMs: 5, selfDecisionMs: 2000,
 };
 
 test.each<[string, Partial<SourceView>, string]>([
   ['a young blackout waits', {}, 'wait'],
-  ['two seconds without Ready ask for an abort', { blackoutMs: 2000 }, 'propose-abort'],
+  ['two seconds without Ready ask for an abort', { waitedMs: 2000 }, 'propose-abort'],
   ['a target that gave up is not waited for', { targetGaveUp: true }, 'propose-abort'],
   ['with Ready recorded time alone aborts nothing',
-    { entry: { ...preparing, ready: record }, blackoutMs: 60_000 }, 'wait'],
+    { entry: { ...preparing, ready: record }, waitedMs: 60_000 }, 'wait'],
   ['after Commit it waits for the start', { entry: committed }, 'wait'],
   ['a target that died after Commit is reverted',
     { entry: committed, targetGaveUp: true }, 'propose-revert'],
   ['a started target is forward only, even if its link is gone',
-    { entry: { ...committed, lastStarted: 4 }, targetGaveUp: true, blackoutMs: 60_000 },
+    { entry: { ...committed, lastStarted: 4 }, targetGaveUp: true, waitedMs: 60_000 },
     'handed-over'],
   ['an abort gives the VM back', { entry: { ...preparing, phase: 'owned' } }, 'resume'],
   ['a revert gives it back under the new epoch',
@@ -51,7 +51,7 @@ test.each<[string, Partial<SourceView>, string]>([
 test('no time-out ever resumes the source without the ledger', () => {
   for (const entry of [preparing, committed, { ...committed, lastStarted: 4 }]) {
     for (const targetGaveUp of [false, true]) {
-      const step = nextSourceStep({ ...view, entry, targetGaveUp, blackoutMs: 1e9 });
+      const step = nextSourceStep({ ...view, entry, targetGaveUp, waitedMs: 1e9 });
       expect(step.kind).not.toBe('resume');
     }
   }

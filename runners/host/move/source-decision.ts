@@ -1,11 +1,32 @@
 /**
  * What a source whose VM stands (Quiesced proposed) does next. Pure: it knows the ledger's entry,
- * what the target said and how long the blackout lasts, and answers with one step. The rule behind
+ * what the target said and how long it was waited for, and answers with one step. The rule behind
  * it: the source resumes only on an abort or revert that it read from the ledger, never on a timer;
  * timers only decide what to propose.
  */
 import type { HostName, MigrationId } from '../../../contracts/identity.ts';
 import type { VmEntry } from '../../../contracts/ownership.ts';
+
+/** An answer takes a few ms; a read that took longer met a ledger that was away, ms. */
+const ledgerSilentMs = 500;
+
+/** Time that a target had for its answer. What the ledger was silent begins it anew: in that time
+ * the target could not answer either. */
+export class Patience {
+  #sinceMs: number;
+
+  constructor(nowMs: number) {
+    this.#sinceMs = nowMs;
+  }
+
+  /** After a read of the ledger, which was asked and answered then. */
+  waitedMs({ askedMs, answeredMs }: {
+    readonly askedMs: number; readonly answeredMs: number;
+  }): number {
+    if (answeredMs - askedMs > ledgerSilentMs) this.#sinceMs = answeredMs;
+    return answeredMs - this.#sinceMs;
+  }
+}
 
 export interface SourceView {
   readonly host: HostName;
@@ -16,7 +37,8 @@ export interface SourceView {
   readonly entry: VmEntry | null;
   /** The target said that it can't go on, or its link is gone. */
   readonly targetGaveUp: boolean;
-  readonly blackoutMs: number;
+  /** Time that the target had for its answer: since Quiesced, and since the ledger was silent. */
+  readonly waitedMs: number;
   /** Before this the source proposes nothing by itself, ms. */
   readonly selfDecisionMs: number;
 }
@@ -36,7 +58,7 @@ export type SourceStep =
 export function nextSourceStep(view: SourceView): SourceStep {
   const { entry, host, epoch, migration } = view;
   if (entry === null) return { kind: 'lost', reason: 'the ledger has no entry of the VM' };
-  const impatient = view.targetGaveUp || view.blackoutMs >= view.selfDecisionMs;
+  const impatient = view.targetGaveUp || view.waitedMs >= view.selfDecisionMs;
 
   if (entry.owner === host && entry.phase === 'owned') {
     return entry.epoch >= epoch

@@ -17,7 +17,7 @@ import type { PeerMessage } from './peer-messages.ts';
 import type { PeerConversation, SourceMoveOptions } from './ports.ts';
 import { ProgressLooks } from './progress.ts';
 import { applyCommand } from './session-command.ts';
-import { nextSourceStep } from './source-decision.ts';
+import { nextSourceStep, Patience } from './source-decision.ts';
 
 /** How often the ledger is asked while the VM stands and nothing is heard, ms. */
 const lookEveryMs = 50;
@@ -245,7 +245,7 @@ export class SourceMove {
       log.warn({ code: coded.code, detail: coded.detail }, 'the last pass failed');
       this.#targetFailure ??= failureReport(coded.code, coded.detail);
     }
-    const end = await this.#awaitDecision(stoppedMs);
+    const end = await this.#awaitDecision();
     if (end === 'handed-over' && record !== null) {
       return this.#handedOver({ decision, record, stopEventMs: stop.eventMs, stoppedMs });
     }
@@ -282,16 +282,17 @@ export class SourceMove {
 
   /** Follows the ledger until it says where the VM runs; answers the epoch to resume under. */
   async #awaitDecision(
-    stoppedMs: number,
   ): Promise<'handed-over' | { readonly epoch: number } | { readonly lost: string }> {
     const { world, vm, migration, epoch } = this.#options;
+    const patience = new Patience(world.nowMs());
     for (;;) {
       const wake = this.#wake.promise;
+      const askedMs = world.nowMs();
+      const entry = await readEntry(world, vm);
       const step = nextSourceStep({
-        host: world.host, migration, epoch,
-        entry: await readEntry(world, vm),
+        host: world.host, migration, epoch, entry,
         targetGaveUp: this.#targetFailure !== null || this.#link === null,
-        blackoutMs: world.nowMs() - stoppedMs,
+        waitedMs: patience.waitedMs({ askedMs, answeredMs: world.nowMs() }),
         selfDecisionMs: timing.blackoutSelfDecisionMs,
       });
       switch (step.kind) {
