@@ -25,7 +25,9 @@ test.each([
   ['it never ran', { entry: { ...entry, lastStarted: 0 } }, 'leave'],
   ['it belongs to another host', { entry: { ...entry, owner: hostName('h2') } }, 'leave'],
   ['it is being moved', { entry: { ...entry, phase: 'preparing' as const } }, 'leave'],
-  ['its move is not settled', { entry: { ...entry, phase: 'unsettled' as const } }, 'leave'],
+  ['its move is committed here', { entry: { ...entry, phase: 'unsettled', epoch: 4 } as VmEntry },
+    'leave'],
+  ['its move has started here', { entry: { ...entry, phase: 'unsettled' as const } }, 'start'],
 ])('a stopped VM when %s', (_what, change, step) => {
   expect(stoppedStep({ ...stopped, ...change })).toBe(step);
 });

@@ -2,7 +2,7 @@
  * VMs that stand without a VMM although the ledger wants them running here: the VMM died, alone or
  * with its guard or its host, whether a runner looked or not. Decides which of them are started
  * again, cold, which had ended by somebody's will, and how often a start is tried; whether they may
- * run is the ledger's. A VM in a move is left to the move's own rules.
+ * run is the ledger's. A VM whose move may still go back is left to the move's own rules.
  */
 import type { HostName, VmName } from '../../contracts/identity.ts';
 import type { VmEntry } from '../../contracts/ownership.ts';
@@ -29,7 +29,10 @@ export type StoppedStep = 'leave' | 'start' | 'record';
  * started, a wish to run may be newer than the end.
  */
 export function stoppedStep({ entry, host, exit, endedHere, ranHere }: StoppedVm): StoppedStep {
-  const isWanted = entry.owner === host && entry.phase === 'owned'
+  // A move that has started here, whose VMM is gone with its session, can only go on by a cold boot.
+  const isDecided = entry.phase === 'owned'
+    || (entry.phase === 'unsettled' && entry.lastStarted === entry.epoch);
+  const isWanted = entry.owner === host && isDecided
     && entry.desired === 'running' && entry.lastStarted > 0;
   if (!isWanted) return 'leave';
   const isOnPurpose = endedHere || exit?.code === 0;
