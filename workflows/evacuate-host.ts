@@ -62,7 +62,9 @@ async function empty(run: EvacuationRun): Promise<void> {
     }
     if (isHistoryLong(policy.historyEventsMax)) await handOver(run, moves);
     if (moves.size === 0) run.enter('survey', 'the ledger');
-    run.take(await decidingSteps.surveyHost({ host }));
+    const survey = await run.untilCancelled(() => decidingSteps.surveyHost({ host }));
+    if (survey === null) break;
+    run.take(survey);
     if (run.isOver) break;
     if (run.isIdle) {
       if (moves.size === 0) run.enter('waiting', 'VMs that others move, or the next try');

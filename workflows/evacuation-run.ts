@@ -56,6 +56,7 @@ export class EvacuationRun {
   /** Rises with everything that may let another move begin. */
   #changes = 0;
   #busyLooks = 0;
+  #phaseTold: EvacuationPhase | null = null;
   /** Part of the bandwidth that the running moves have. */
   #partGiven: number;
 
@@ -92,18 +93,28 @@ export class EvacuationRun {
 
   enter(phase: EvacuationPhase, waitsFor: string | null): void {
     const { status } = this;
-    const isNew = status.phase !== phase || status.waitingFor === null;
     status.phase = phase;
     if (waitsFor !== status.waitingFor?.what) {
       status.waitingFor = waitsFor === null ? null : { what: waitsFor, sinceMs: Date.now() };
     }
     this.#refresh();
-    if (!isNew) return;
+    if (this.#phaseTold === phase) return;
+    this.#phaseTold = phase;
     upsertSearchAttributes([
       { key: keyword(migrationSearchAttributes.phase), value: phase },
       { key: keyword(migrationSearchAttributes.source), value: status.host },
       { key: keyword(migrationSearchAttributes.outcome), value: status.outcome?.kind ?? 'running' },
     ]);
+  }
+
+  /** Runs a step that a cancel of the evacuation ends; null then. */
+  async untilCancelled<Answer>(step: () => Promise<Answer>): Promise<Answer | null> {
+    try {
+      return await this.moves.run(step);
+    } catch (error) {
+      if (this.isCancelled) return null;
+      throw error;
+    }
   }
 
   /** Takes a survey in and plans the next wave from it. */
