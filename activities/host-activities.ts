@@ -32,6 +32,7 @@ export function createHostActivities(
     commandSession: step((input, call) => operations.commandSession(input, call)),
     peekSession: async (input) => operations.peekSession(input),
     verifyTarget: step((input, call) => operations.verifyTarget(input, call)),
+    resolveDamage: step((input, call) => operations.resolveDamage(input, call)),
     releaseSource: step((input, call) => operations.releaseSource(input, call)),
     abortSource: step((input, call) => operations.abortSource(input, call)),
     discardTarget: step((input, call) => operations.discardTarget(input, call)),

@@ -69,8 +69,9 @@ export interface HostOperations {
   ): Promise<void>;
   /** A cheap snapshot, called every `timing.heartbeatEveryMs`; null without a session. */
   peekSession(step: StepInput): SessionProgress | null;
-  /** Waits until every page is present and the guest runs; post-copy may take minutes. */
+  /** Waits until every page is present and both images are compared; post-copy may take minutes. */
   readonly verifyTarget: ShortStep<HostActivities['verifyTarget']>;
+  readonly resolveDamage: ShortStep<HostActivities['resolveDamage']>;
   readonly releaseSource: ShortStep<HostActivities['releaseSource']>;
   readonly abortSource: ShortStep<HostActivities['abortSource']>;
   readonly discardTarget: ShortStep<HostActivities['discardTarget']>;

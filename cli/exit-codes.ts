@@ -66,6 +66,7 @@ export function exitCodeOfOutcome(outcome: MigrationOutcome): ExitCode {
   switch (outcome.kind) {
     case 'completed': return exitCodes.ok;
     case 'cancelled': return exitCodes.cancelled;
+    case 'damaged': return exitCodes.vmDown;
     case 'failed': {
       const code = exitCodeOfFailure(outcome.failure.code);
       if (code === exitCodes.refused || code === exitCodes.usage) return code;

@@ -146,13 +146,14 @@ export function explainMove(
   if (status.outcome !== null) {
     const { outcome } = status;
     const failed = outcome.kind === 'failed';
+    const choose = `novacron vm resolve ${vm} --accept (or --cold)`;
     return stay({
       state: `the move of ${vm} ended: ${outcome.kind}`,
-      because: failed
+      because: outcome.kind === 'damaged' ? [outcome.exactness.detail, ...because] : failed
         ? [`${outcome.failure.message} (${outcome.failure.code}): ${outcome.failure.detail}`,
           ...because]
         : because,
-      nextCommand: failed || outcome.kind === 'cancelled'
+      nextCommand: outcome.kind === 'damaged' ? choose : failed || outcome.kind === 'cancelled'
         ? `novacron migrate ${vm} --to ${status.target}` : `novacron vm show ${vm}`,
     });
   }

@@ -1,4 +1,5 @@
 /** The closing summary of a move, for people and scripts: pure. */
+import type { ExactnessReport } from '../contracts/exactness.ts';
 import type { MigrationOutcome } from '../contracts/migration.ts';
 import { formatBytes } from '../contracts/units.ts';
 import { exitCodeOfOutcome } from './exit-codes.ts';
@@ -25,6 +26,13 @@ export function downtimeParts(
   return Math.abs(rest) <= sumToleranceMs ? { ...parts } : { ...parts, unexplainedMs: rest };
 }
 
+function exactnessLine({ kind, detail, source, target }: ExactnessReport): string {
+  const cost = source === null || target === null ? ''
+    : ` (checked in ${formatMillis(Math.max(source.wallMs, target.wallMs))}, `
+      + `${formatMillis(source.cpuMs + target.cpuMs)} of CPU)`;
+  return `  memory     ${kind}${detail === '' ? '' : `: ${detail}`}${cost}`;
+}
+
 /** Where to see the run. */
 export interface MoveLinks {
   readonly workflowId: string;
@@ -36,7 +44,7 @@ function figuresOf(outcome: MigrationOutcome): {
   fields: Record<string, unknown>; lines: string[];
 } {
   if (outcome.kind !== 'completed') return { fields: {}, lines: [] };
-  const { figures, epochBefore, epochAfter, digest } = outcome;
+  const { figures, epochBefore, epochAfter, digest, exactness } = outcome;
   const parts = downtimeParts({
     downtimeMs: figures.downtimeMs,
     parts: figures.downtimeParts as unknown as Readonly<Record<string, number>>,
@@ -48,7 +56,7 @@ function figuresOf(outcome: MigrationOutcome): {
       memoryBytesSent: figures.memoryBytesSent, diskBytesSent: figures.diskBytesSent,
       totalMs: figures.totalMs, downtimeMs: figures.downtimeMs, downtimePartsMs: parts,
       postCopyFaults: figures.postCopyFaults, convergence: figures.convergence,
-      digest, epochBefore, epochAfter,
+      digest, epochBefore, epochAfter, ...(exactness === undefined ? {} : { exactness }),
     },
     lines: [
       `  total      ${formatMillis(figures.totalMs)}, ${figures.rounds} rounds, `
@@ -57,6 +65,7 @@ function figuresOf(outcome: MigrationOutcome): {
       ...Object.entries(parts).map(([field, value]) =>
         `    ${partName(field).padEnd(widest)}  ${value.toFixed(2).padStart(9)} ms`),
       ...(figures.postCopyFaults > 0 ? [`  post-copy  ${figures.postCopyFaults} faults`] : []),
+      ...(exactness === undefined ? [] : [exactnessLine(exactness)]),
       `  owner      ${outcome.source} → ${outcome.target}, epoch ${epochBefore} → ${epochAfter}`,
     ],
   };
@@ -67,6 +76,13 @@ function headline(outcome: MigrationOutcome): string[] {
     case 'completed': return [`${outcome.vm} runs on ${outcome.target}`];
     case 'cancelled':
       return [`cancelled by ${outcome.by}; ${outcome.vm} runs on ${outcome.source ?? 'its host'}`];
+    case 'damaged':
+      return [
+        `${outcome.vm} stands on ${outcome.target}: ${outcome.exactness.detail}`,
+        '  both images are kept; decide what becomes of it:',
+        `    novacron vm resolve ${outcome.vm} --accept   it goes on as it is`,
+        `    novacron vm resolve ${outcome.vm} --cold     it boots from its disk`,
+      ];
     case 'failed': {
       const { code, message, detail, remedy } = outcome.failure;
       return [
@@ -82,13 +98,15 @@ function headline(outcome: MigrationOutcome): string[] {
 /** Result of a move that ended; `downtimePartsMs` sums to `downtimeMs`. */
 export function moveResult(outcome: MigrationOutcome, links: MoveLinks): CommandResult {
   const { fields, lines } = figuresOf(outcome);
-  const compensation = outcome.kind === 'completed' ? [] : outcome.compensationFailures;
+  const compensation = outcome.kind === 'cancelled' || outcome.kind === 'failed'
+    ? outcome.compensationFailures : [];
   return {
     exitCode: exitCodeOfOutcome(outcome),
     fields: {
       outcome: outcome.kind, ...links, vm: outcome.vm, source: outcome.source,
       target: outcome.target, ...fields,
       ...(outcome.kind === 'failed' ? { failure: outcome.failure, runsOn: outcome.runsOn } : {}),
+      ...(outcome.kind === 'damaged' ? { exactness: outcome.exactness } : {}),
       ...(outcome.kind === 'cancelled' ? { by: outcome.by } : {}),
       ...(compensation.length > 0 ? { compensationFailures: compensation } : {}),
     },

@@ -88,6 +88,9 @@ export const failures = {
   'migration/digest': row(
     'Source and target disagree about the memory', false, 'developer',
     'The VM runs on at the source; keep both logs and report it.'),
+  'migration/damaged': row(
+    'A wrong page was written at the target before it was found', false, 'operator',
+    'The VM stands, both images are kept: `novacron vm resolve VM --accept` or `--cold`.'),
   'migration/not-here': row(
     'This runner has no such session', true, 'nobody', 'The step is repeated.'),
   'link/lost': row('The link between the hosts broke', true, 'operator', 'Check the network.'),

@@ -75,9 +75,9 @@ export const evacuationRequestLengthMax = 56;
 export const evacuationMoveRequest = (request: RequestId, attempt: number): RequestId =>
   requestId(`${request}.${attempt}`);
 
-/** Workflow id of one life-cycle step of a VM (`create`, `delete`, `start`, `stop`). */
+/** Workflow id of one life-cycle step of a VM. */
 export const lifecycleWorkflowId = (
-  step: 'create' | 'delete' | 'start' | 'stop',
+  step: 'create' | 'delete' | 'start' | 'stop' | 'resolve',
   vm: VmName,
   request: RequestId,
 ): string => `${step}/${vm}/${request}`;

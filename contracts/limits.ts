@@ -50,6 +50,8 @@ export const timing = {
   sessionUnattendedMsMax: 30_000,
   /** A task that no runner fetches for so long: host unreachable. A runner restarts in 8 s. */
   hostSilentMsMax: 20_000,
+  /** Settle waits for the check of the images this long; then the outcome says unverified. */
+  exactnessCheckMsMax: 60_000,
   /** OWNERSHIP: hosts may propose Commit or Abort themselves after this long in the blackout. */
   blackoutSelfDecisionMs: 2_000,
   leaseTtlMs: 12_000,

@@ -1,8 +1,10 @@
 /** The contract of the workflow family `migrateVm`, in five blocks. */
+import { defaultExactness } from './exactness.ts';
+import type { DamageChoice, ExactnessMode, ExactnessReport } from './exactness.ts';
 import type { FailureReport } from './failures.ts';
 import type { HostName, Incarnation, MigrationId, RequestId, VmName } from './identity.ts';
 import type { TransferRecord } from './ownership.ts';
-import type { RunningVm } from './runner.ts';
+import type { RunningVm, VmRunState } from './runner.ts';
 
 // ---- 1. names -------------------------------------------------------------------------------
 // Workflow id: identity.migrationId(vm, request); inverse: identity.parseMigrationId.
@@ -20,6 +22,8 @@ export interface MigrationPolicy {
   /** The move is given up (source goes on) when it is not in its blackout by then, ms. */
   readonly deadlineMs: number;
   readonly laneCount: number;
+  /** Absent in what older clients ask: the default. */
+  readonly exactness?: ExactnessMode;
 }
 export const defaultPolicy: MigrationPolicy = {
   downtimeBudgetMs: 100,
@@ -27,6 +31,7 @@ export const defaultPolicy: MigrationPolicy = {
   postCopy: 'never',
   deadlineMs: 6 * 3600_000,
   laneCount: 2,
+  exactness: defaultExactness,
 };
 
 export interface MigrateVmInput {
@@ -110,8 +115,20 @@ export interface MigrationCompleted extends OutcomeCommon {
   readonly digest: string;
   readonly epochBefore: number;
   readonly epochAfter: number;
+  /** Absent in what older workers answered. */
+  readonly exactness?: ExactnessReport;
   /** What went wrong after the VM was safe at the target (e.g. the source could not be cleaned). */
   readonly warnings: readonly FailureReport[];
+}
+/**
+ * The target started with a wrong page and its guest wrote it: the VM stands at the target, both
+ * images are kept, and an operator says what becomes of it (`novacron vm resolve`).
+ */
+export interface MigrationDamaged extends OutcomeCommon {
+  readonly kind: 'damaged';
+  readonly source: HostName;
+  readonly figures: TransferFigures;
+  readonly exactness: ExactnessReport;
 }
 export interface MigrationCancelled extends OutcomeCommon {
   readonly kind: 'cancelled';
@@ -125,7 +142,8 @@ export interface MigrationFailed extends OutcomeCommon {
   readonly runsOn: HostName | null;
   readonly compensationFailures: readonly FailureReport[];
 }
-export type MigrationOutcome = MigrationCompleted | MigrationCancelled | MigrationFailed;
+export type MigrationOutcome =
+  | MigrationCompleted | MigrationCancelled | MigrationFailed | MigrationDamaged;
 
 // ---- 3. status ------------------------------------------------------------------------------
 export type MigrationPhase =
@@ -308,6 +326,13 @@ export interface ControlActivities {
   settleMigration(input: StepInput): Promise<void>;
 }
 
+/** A VM that runs after its damage was resolved. */
+export interface RunningAgain {
+  readonly runState: VmRunState;
+  readonly incarnation: Incarnation | null;
+  readonly epoch: number;
+}
+
 /** Steps on a host's own queue. */
 export interface HostActivities {
   /** Source: what runs, and what keeps it from being moved exactly. */
@@ -339,10 +364,19 @@ export interface HostActivities {
   /** Source: short look, for queries while no heartbeat arrives. */
   peekSession(input: StepInput): Promise<SessionProgress | null>;
   /**
-   * Target, after Started: every page present, guest running; answers the digest of its Ready
-   * record. Heartbeats while pages are missing.
+   * Target, after Started: every page present, guest running, images compared; answers the digest
+   * of its Ready record. Heartbeats while pages are missing. Damaged memory is an answer.
    */
-  verifyTarget(input: StepInput): Promise<{ readonly digest: string }>;
+  verifyTarget(input: StepInput): Promise<{
+    readonly digest: string;
+    /** Absent in what older runners answer. */
+    readonly exactness?: ExactnessReport;
+  }>;
+  /**
+   * Target: a VM that stands damaged goes on, or boots cold under a new epoch, which ends the move.
+   * Idempotent; one that is not damaged (any more) is left alone. Failure: ownership/refused.
+   */
+  resolveDamage(input: StepInput & { readonly choice: DamageChoice }): Promise<RunningAgain>;
   /** Source, only after the ledger says Owned by another: image, disk, tap, directory go. */
   releaseSource(input: StepInput): Promise<LateFigures | null>;
   /** Source, compensation: session ends, VM resumes if the ledger says aborted. */

@@ -1,4 +1,8 @@
-/** The contract of the workflows `createVm`, `deleteVm`, `startVm`, `stopVm`, in five blocks. */
+/**
+ * The contract of the workflows `createVm`, `deleteVm`, `startVm`, `stopVm` and `resolveVm`, in
+ * five blocks.
+ */
+import type { DamageChoice } from './exactness.ts';
 import type { FailureReport } from './failures.ts';
 import type { HostName, Incarnation, RequestId, VmName } from './identity.ts';
 import type { VmRunState, VmSpec } from './runner.ts';
@@ -9,6 +13,7 @@ export const createVmType = 'createVm';
 export const deleteVmType = 'deleteVm';
 export const startVmType = 'startVm';
 export const stopVmType = 'stopVm';
+export const resolveVmType = 'resolveVm';
 
 // ---- 2. input and outcome -------------------------------------------------------------------
 export interface CreateVmInput {
@@ -27,6 +32,10 @@ export interface VmInput {
 export interface StopVmInput extends VmInput {
   /** How long the guest may take to shut down before its VMM is ended, ms; 0 ends it at once. */
   readonly graceMs: number;
+}
+/** For a VM that a move left damaged. */
+export interface ResolveVmInput extends VmInput {
+  readonly choice: DamageChoice;
 }
 
 interface OutcomeCommon {

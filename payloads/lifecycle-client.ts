@@ -4,19 +4,25 @@ import type { Client } from '@temporalio/client';
 import { controlTaskQueue, lifecycleWorkflowId } from '../contracts/identity.ts';
 import type { VmName } from '../contracts/identity.ts';
 import { timing } from '../contracts/limits.ts';
-import { createVmType, deleteVmType, startVmType, stopVmType } from '../contracts/vm-lifecycle.ts';
+import {
+  createVmType, deleteVmType, resolveVmType, startVmType, stopVmType,
+} from '../contracts/vm-lifecycle.ts';
 import type {
-  CreateVmInput, LifecycleOutcome, StopVmInput, VmInput,
+  CreateVmInput, LifecycleOutcome, ResolveVmInput, StopVmInput, VmInput,
 } from '../contracts/vm-lifecycle.ts';
 import { codedError } from './migration-client.ts';
 
-const types = { create: createVmType, delete: deleteVmType, start: startVmType, stop: stopVmType };
+const types = {
+  create: createVmType, delete: deleteVmType, start: startVmType, stop: stopVmType,
+  resolve: resolveVmType,
+};
 
 /** One request of the life cycle. */
 export type LifecycleRequest =
   | { readonly step: 'create'; readonly input: CreateVmInput }
   | { readonly step: 'delete' | 'start'; readonly input: VmInput }
-  | { readonly step: 'stop'; readonly input: StopVmInput };
+  | { readonly step: 'stop'; readonly input: StopVmInput }
+  | { readonly step: 'resolve'; readonly input: ResolveVmInput };
 
 const vmOf = (request: LifecycleRequest): VmName =>
   request.step === 'create' ? (request.input.spec.name as VmName) : request.input.vm;

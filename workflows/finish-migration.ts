@@ -3,6 +3,7 @@
  * the UI, say): abort where the ledger still can, else forward. Idempotent; two at once do no harm.
  */
 import { CancellationScope, setWorkflowOptions } from '@temporalio/workflow';
+import { failureReport } from '../contracts/failures.ts';
 import type { FailureReport } from '../contracts/failures.ts';
 import type { OpenMigration, StepInput } from '../contracts/migration.ts';
 import { Compensations } from './compensation.ts';
@@ -26,7 +27,10 @@ export async function endOpenMigration(
   const { end } = await decidingSteps.abortMigration({ ...step, reason });
   const tidy = new Compensations();
   if (end === 'committed') {
-    await verifyAndSettle(step, () => undefined);
+    const { exactness } = await verifyAndSettle(step, () => undefined);
+    if (exactness?.kind === 'damaged') {
+      return { end, failures: [failureReport('migration/damaged', exactness.detail)] };
+    }
     tidy.push('releaseSource', async () => { await hostSteps(source).releaseSource(step); });
   } else {
     tidy.push('discardTarget', () => hostSteps(target).discardTarget(step));

@@ -4,6 +4,7 @@ export { deleteVm } from './delete-vm.ts';
 export { evacuateHost } from './evacuate-host.ts';
 export { finishMigration } from './finish-migration.ts';
 export { migrateVm } from './migrate-vm.ts';
+export { resolveVm } from './resolve-vm.ts';
 export { startVm } from './start-vm.ts';
 export { stopVm } from './stop-vm.ts';
 export { sweepMigrations } from './sweep-migrations.ts';

@@ -3,6 +3,7 @@
  * and run in a scope that nothing cancels.
  */
 import { ApplicationFailure } from '@temporalio/workflow';
+import type { ExactnessReport } from '../contracts/exactness.ts';
 import { failureFields, failureReport } from '../contracts/failures.ts';
 import type { FailureReport } from '../contracts/failures.ts';
 import { migrationId } from '../contracts/identity.ts';
@@ -35,22 +36,36 @@ export async function isCommitted(
   }
 }
 
-/** Every page at the target and the ledger's records equal, then Settle; the ledger's view. */
+/** What the ledger and the target say of a move that has started. */
+interface Verified {
+  readonly digest: string;
+  readonly epochAfter: number;
+  /** Absent where nobody could be asked any more. */
+  readonly exactness?: ExactnessReport;
+}
+
+/**
+ * Every page at the target and the ledger's records equal, then Settle. Not while the target stands
+ * damaged: the source's image is needed then.
+ */
 export async function verifyAndSettle(
   step: StepInput,
   enterSettle: () => void,
-): Promise<{ readonly digest: string; readonly epochAfter: number }> {
+): Promise<Verified> {
   const ledger = await decidingSteps.verifyMigration(step);
   if (ledger.settled) return ledger;
-  const { digest } = await forwardSteps(step.target).verifyTarget(step);
+  const { digest, exactness } = await forwardSteps(step.target).verifyTarget(step);
   if (digest !== ledger.digest) {
     throw ApplicationFailure.create(failureFields(
       'migration/digest', `target ${digest.slice(0, 16)}, ledger ${ledger.digest.slice(0, 16)}`,
     ));
   }
+  const { epochAfter } = ledger;
+  const verified = { digest, epochAfter, ...(exactness === undefined ? {} : { exactness }) };
+  if (exactness?.kind === 'damaged') return verified;
   enterSettle();
   await decidingSteps.settleMigration(step);
-  return ledger;
+  return verified;
 }
 
 /** Verify, settle, release. Only the target can hold this up; the VM runs there already. */
@@ -65,9 +80,10 @@ export async function goForward(
   run.status.pointOfNoReturnPassed = true;
   run.enter('verify', `host ${target}`);
   try {
-    const { digest, epochAfter } = await verifyAndSettle(
+    const { digest, epochAfter, exactness } = await verifyAndSettle(
       step, () => run.enter('settle', 'the ledger'),
     );
+    if (exactness?.kind === 'damaged') return { ...named, kind: 'damaged', figures, exactness };
     run.enter('release', `host ${source}`);
     const { late, warnings } = await hostSteps(source).releaseSource(step).then(
       (counted) => ({ late: counted, warnings: [] }),
@@ -76,6 +92,7 @@ export async function goForward(
     return {
       ...named, kind: 'completed', figures: withLateFigures(figures, late), digest,
       epochBefore: epoch, epochAfter, warnings,
+      ...(exactness === undefined ? {} : { exactness }),
     };
   } catch (error) {
     const failure = failureOf(error);

@@ -2,6 +2,8 @@
 import { Option } from 'commander';
 import type { Command } from 'commander';
 import { CodedError } from '../../contracts/failures.ts';
+import { defaultExactness, exactnessModes } from '../../contracts/exactness.ts';
+import type { ExactnessMode } from '../../contracts/exactness.ts';
 import { limits } from '../../contracts/limits.ts';
 import { defaultPolicy } from '../../contracts/migration.ts';
 import type { MigrationPolicy } from '../../contracts/migration.ts';
@@ -21,6 +23,7 @@ export interface PolicyOptions {
   readonly postCopy?: MigrationPolicy['postCopy'];
   readonly deadline?: string;
   readonly lanes?: string;
+  readonly exactness?: ExactnessMode;
 }
 interface MigrateOptions extends PolicyOptions {
   readonly to: string;
@@ -40,7 +43,7 @@ export function readDowntimeBudgetMs(text: string): number {
 
 /** The policy of a move as typed. */
 export function policyOf(options: PolicyOptions): MigrationPolicy {
-  const { downtimeBudget, bandwidth, postCopy, deadline, lanes } = options;
+  const { downtimeBudget, bandwidth, postCopy, deadline, lanes, exactness } = options;
   return {
     downtimeBudgetMs: downtimeBudget === undefined
       ? defaultPolicy.downtimeBudgetMs : readDowntimeBudgetMs(downtimeBudget),
@@ -51,6 +54,7 @@ export function policyOf(options: PolicyOptions): MigrationPolicy {
       : readDurationMs({ text: deadline, option: '--deadline', bareUnit: 's' }),
     laneCount: lanes === undefined ? defaultPolicy.laneCount
       : readCount({ text: lanes, option: '--lanes', min: 1, max: limits.laneCountMax }),
+    exactness: exactness ?? defaultExactness,
   };
 }
 
@@ -115,7 +119,10 @@ export const withPolicyOptions = (command: Command): Command => command
     'may memory be fetched after the switchover, at the risk of a cold boot if a host dies')
     .choices(['never', 'when-needed']))
   .option('--deadline <time>', 'give up (the source goes on) when not in the blackout by then')
-  .option('--lanes <count>', `parallel lanes, 1 to ${limits.laneCountMax}`);
+  .option('--lanes <count>', `parallel lanes, 1 to ${limits.laneCountMax}`)
+  .addOption(new Option('--exactness <when>',
+    'when both images are compared with what was sent: in the blackout, beside the running VM')
+    .choices([...exactnessModes]));
 
 export function addMigrateCommand(program: Command, context: Context): void {
   context.act(

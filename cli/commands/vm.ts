@@ -143,6 +143,19 @@ async function remove(
   return lifecycle(context, { step: 'delete', input: { version: 1, vm, request } });
 }
 
+async function resolve(
+  context: Context, text: string,
+  options: { readonly accept?: boolean; readonly cold?: boolean; readonly request?: string },
+): Promise<CommandResult> {
+  const vm = readVmName(text);
+  if ((options.accept === true) === (options.cold === true)) {
+    throw new CodedError('input/invalid', `say what becomes of ${vm}: --accept or --cold`);
+  }
+  const request = readRequestId({ text: options.request, world: context.world });
+  const choice = options.cold === true ? 'cold' : 'accept';
+  return lifecycle(context, { step: 'resolve', input: { version: 1, vm, request, choice } });
+}
+
 async function console(context: Context, text: string): Promise<CommandResult> {
   const entry = await readEntry(context, text);
   const host = entry.owner;
@@ -186,6 +199,12 @@ export function addVmCommands(program: Command, context: Context): void {
   act(vm.command('delete <vm>').description('delete it with its disks')
     .option('--yes', 'yes, delete the disks').option(...requestOption),
   (name: string, options: { yes?: boolean; request?: string }) => remove(context, name, options));
+  act(vm.command('resolve <vm>')
+    .description('decide about a VM that a move left damaged; its source image goes then')
+    .option('--accept', 'it goes on with its memory as it is')
+    .option('--cold', 'it boots from its disk').option(...requestOption),
+  (name: string, options: { accept?: boolean; cold?: boolean; request?: string }) =>
+    resolve(context, name, options));
   act(vm.command('console <vm>').description('serial console, on the machine of its host'),
     (name: string) => console(context, name));
 }

@@ -1,6 +1,8 @@
 /** `npm run bench -- migrate`: moves of one guest by each engine in turn. */
 import { InvalidArgumentError } from 'commander';
 import type { Command } from 'commander';
+import { defaultExactness, exactnessModes } from '../../contracts/exactness.ts';
+import type { ExactnessMode } from '../../contracts/exactness.ts';
 import { parseBytes } from '../../contracts/units.ts';
 import type { Lab } from '../lab.ts';
 import { limitRate } from '../network/network.ts';
@@ -76,6 +78,7 @@ interface MigrateFlags {
   readonly fresh: boolean;
   readonly postCopy: 'never' | 'when-needed';
   readonly downtimeBudget: number;
+  readonly exactness: ExactnessMode;
   readonly qemu: string;
   readonly guest: string;
   readonly json: boolean;
@@ -121,6 +124,7 @@ async function benchMigrate(flags: MigrateFlags): Promise<void> {
   await inLab(flags, async (surroundings) => {
     const plant = flags.engines.includes('direct') ? await raisePlant(surroundings, {
       postCopy: flags.postCopy, downtimeBudgetMs: flags.downtimeBudget,
+      exactness: flags.exactness,
     }) : null;
     try {
       const link = await shapeLink(surroundings.lab, flags);
@@ -165,7 +169,9 @@ export function addMigrateCommand(program: Command): void {
     .option('--fresh', 'boot a new guest for every run', false)
     .option('--post-copy <consent>', 'direct: never or when-needed',
       oneOf(['never', 'when-needed']), 'when-needed')
-    .option('--downtime-budget <ms>', 'direct: blackout to aim at', milliseconds, 100))
+    .option('--downtime-budget <ms>', 'direct: blackout to aim at', milliseconds, 100)
+    .option('--exactness <when>', 'direct: before-resume, after-resume or off',
+      oneOf(exactnessModes), defaultExactness))
     .addHelpText('after', figuresExplained)
     .action(async (flags: MigrateFlags) => await benchMigrate(flags));
 }

@@ -30,6 +30,7 @@ export declare class NativeSource {
   waitConverged(): Promise<NativeDecision>
   finishMemory(postCopy: boolean): Promise<NativeFinishedMemory>
   servePostCopy(): Promise<NativeDigest>
+  checkImage(): Promise<NativeChecked>
   /** As in sessions.ts. */
   raiseDisks(epoch: number, timeoutMs: number): Promise<void>
   setBandwidth(bytesPerSecond: number): void
@@ -52,11 +53,30 @@ export declare class NativeTarget {
   /** As in sessions.ts. */
   raiseDisks(epoch: number, timeoutMs: number): Promise<void>
   waitWhole(): Promise<NativeDigest>
+  beginCheck(): void
+  waitChecked(): Promise<NativeCheckedMemory>
+  repair(): Promise<NativeRepair>
+  endCheck(): Promise<void>
   snapshot(): NativeTargetSnapshot
   /** Cuts every lane as a broken link would; for tests. */
   cutLanes(): void
   /** Repeating it does nothing. */
   close(): void
+}
+
+/** One comparison of an image; see CheckedImage in runners/data-plane/sessions.ts. */
+export interface NativeChecked {
+  pageCount: number
+  wrongPageCount: number
+  wallMs: number
+  cpuMs: number
+}
+
+export interface NativeCheckedMemory {
+  source: NativeChecked
+  target: NativeChecked
+  writtenPageCount: number
+  wrongPageCount: number
 }
 
 export interface NativeDecision {
@@ -111,6 +131,21 @@ export interface NativeMemoryRecord {
   ioSequence: Array<number>
 }
 
+/** A fault that a lab plants; `null` where hosts are real. */
+export interface NativePlanted {
+  /** read, skipped, received, decoded or stored. */
+  fault: string
+  /** Of read, decoded and stored. */
+  page: number | null
+  /** Of skipped: 16 bytes in hex that every skipped page contains. */
+  mark: string | null
+}
+
+export interface NativeRepair {
+  repairedPageCount: number
+  writtenPageCount: number
+}
+
 /** Options of a source; see SourceOptions in runners/data-plane/sessions.ts. */
 export interface NativeSourceOptions {
   migration: string
@@ -131,6 +166,8 @@ export interface NativeSourceOptions {
   postCopy: boolean
   balloon: boolean
   deadlineMs: number
+  exactness: string
+  planted: NativePlanted | null
 }
 
 export interface NativeSourceSnapshot {
@@ -158,6 +195,8 @@ export interface NativeSourceSnapshot {
   ioSequence: Array<number>
   missingPages: number
   postCopyFaults: number
+  diskDigests: Array<string>
+  pagesCompared: number
   failure: NativeFailure | null
 }
 
@@ -172,6 +211,9 @@ export interface NativeTargetOptions {
   deviceStateSocket: string
   disks: Array<NativeDiskEndpoint>
   postCopyAllowed: boolean
+  balloon: boolean
+  exactness: string
+  planted: NativePlanted | null
 }
 
 export interface NativeTargetSnapshot {
@@ -183,6 +225,8 @@ export interface NativeTargetSnapshot {
   ioSequence: Array<number>
   missingPages: number
   postCopyFaults: number
+  diskDigests: Array<string>
+  pagesCompared: number
   failure: NativeFailure | null
 }
 

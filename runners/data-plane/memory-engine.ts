@@ -6,10 +6,12 @@
 import { createRequire } from 'node:module';
 import type * as Addon from '../../native/generated/index.js';
 import { CodedError, isFailureCode } from '../../contracts/failures.ts';
+import type { ImageComparison } from '../../contracts/exactness.ts';
 import { limits } from '../../contracts/limits.ts';
 import { bytes, bytesPerSecond, millis } from '../../contracts/units.ts';
 import type {
-  ConvergenceDecision, FinishedMemory, LaneListener, LaneTls, MemoryEngine, MemoryRecord,
+  CheckedMemory, ConvergenceDecision, FinishedMemory, LaneListener, LaneTls, MemoryEngine,
+  MemoryRecord,
   SourceOptions, SourceSession, SourceSnapshot, TargetOptions, TargetSession, TargetSnapshot,
 } from './sessions.ts';
 
@@ -84,6 +86,10 @@ class NativeSourceSession implements SourceSession {
     return guardedPromise(() => this.#native.servePostCopy());
   }
 
+  checkImage(): Promise<ImageComparison> {
+    return guardedPromise(() => this.#native.checkImage());
+  }
+
   setBandwidth(value: number): void {
     guarded(() => this.#native.setBandwidth(checked(() => bytesPerSecond(value))));
   }
@@ -144,6 +150,22 @@ class NativeTargetSession implements TargetSession {
     return guardedPromise(() => this.#native.waitWhole());
   }
 
+  beginCheck(): void {
+    guarded(() => this.#native.beginCheck());
+  }
+
+  waitChecked(): Promise<CheckedMemory> {
+    return guardedPromise(() => this.#native.waitChecked());
+  }
+
+  repair(): ReturnType<TargetSession['repair']> {
+    return guardedPromise(() => this.#native.repair());
+  }
+
+  endCheck(): Promise<void> {
+    return guardedPromise(() => this.#native.endCheck());
+  }
+
   snapshot(): TargetSnapshot {
     return guarded(() => this.#native.snapshot() as TargetSnapshot);
   }
@@ -163,6 +185,9 @@ const nativeTargetOptions = (options: TargetOptions): Addon.NativeTargetOptions 
   deviceStateSocket: options.deviceStateSocket,
   disks: options.disks.map((disk) => ({ ...disk })),
   postCopyAllowed: options.postCopyAllowed,
+  balloon: options.balloon,
+  exactness: options.exactness,
+  planted: options.planted,
 });
 
 class NativeLaneListener implements LaneListener {
@@ -221,6 +246,8 @@ function nativeSourceOptions(options: SourceOptions): Addon.NativeSourceOptions 
     postCopy: options.postCopy,
     balloon: options.balloon,
     deadlineMs: checked(() => millis(options.deadlineMs)),
+    exactness: options.exactness,
+    planted: options.planted,
   };
 }
 

@@ -3,6 +3,7 @@
  * side. This file fixes names, units and failures; memory-engine.ts makes them from the addon.
  * Page data never enters JavaScript; progress is polled.
  */
+import type { ExactnessMode, ImageComparison } from '../../contracts/exactness.ts';
 import type { MoveOutlook } from '../../contracts/migration.ts';
 import type { Bytes, BytesPerSecond, Millis, Pages } from '../../contracts/units.ts';
 
@@ -33,6 +34,26 @@ export interface FinishedMemory extends MemoryRecord {
   readonly sendMs: Millis;
   /** Walk over the file's holes, beside the sending. */
   readonly holesMs: Millis;
+}
+
+/** What both images' comparisons came to. */
+export interface CheckedMemory {
+  /** The source's frozen image against what it sent. */
+  readonly source: ImageComparison;
+  /** The target's memory file against what it received. */
+  readonly target: ImageComparison;
+  /** Pages that the guest had written before they were compared. */
+  readonly writtenPageCount: Pages;
+  /** Wrong at the target, whoever found them. */
+  readonly wrongPageCount: Pages;
+}
+
+/** A fault that a lab plants at one side, to show that it is found; see native/session. */
+export interface PlantedFault {
+  readonly fault: 'read' | 'skipped' | 'received' | 'decoded' | 'stored';
+  readonly page: number | null;
+  /** For `skipped`: 16 bytes in hex that mark every page that is skipped. */
+  readonly mark: string | null;
 }
 
 /** How a move goes on; `reason` is one sentence for people and for the summary. */
@@ -82,6 +103,10 @@ export interface SourceSnapshot {
   readonly ioSequence: readonly number[];
   readonly missingPages: Pages;
   readonly postCopyFaults: number;
+  /** Sums over what each disk's answered mirror writes were; equal once the mirrors are drained. */
+  readonly diskDigests: readonly string[];
+  /** Of the image check so far. */
+  readonly pagesCompared: Pages;
   /** Code and detail of what ended it, null while nothing did. */
   readonly failure: { readonly code: string; readonly detail: string } | null;
 }
@@ -96,6 +121,8 @@ export interface TargetSnapshot {
   readonly ioSequence: readonly number[];
   readonly missingPages: Pages;
   readonly postCopyFaults: number;
+  readonly diskDigests: readonly string[];
+  readonly pagesCompared: Pages;
   readonly failure: { readonly code: string; readonly detail: string } | null;
 }
 
@@ -115,6 +142,11 @@ export interface TargetOptions {
   readonly disks: readonly { readonly nbdSocket: string; readonly exportName: string }[];
   /** Faults are registered on the VMM before device load, so that pages may be missing. */
   readonly postCopyAllowed: boolean;
+  readonly balloon: boolean;
+  /** Off: the guest's writes are not tracked after its start. */
+  readonly exactness: ExactnessMode;
+  /** Null but in a lab. */
+  readonly planted: PlantedFault | null;
 }
 
 /** What the source needs for one try; a second try is a second session. */
@@ -147,6 +179,9 @@ export interface SourceOptions {
   readonly balloon: boolean;
   /** From startPreCopy; the move is given up (or goes to post-copy with consent) then. */
   readonly deadlineMs: Millis;
+  readonly exactness: ExactnessMode;
+  /** Null but in a lab. */
+  readonly planted: PlantedFault | null;
 }
 
 /** What the ledger holds of a last pass whose missing pages are still to be served. */
@@ -172,6 +207,11 @@ export interface SourceSession {
   finishMemory(options: { readonly mode: 'pre-copy' | 'post-copy' }): Promise<FinishedMemory>;
   /** Pushes the missing pages until the target is whole; faults are served since finishMemory. */
   servePostCopy(): Promise<{ readonly digest: string }>;
+  /**
+   * Once the target has every page: compares the frozen image with what was sent, unless that was
+   * done in the blackout, and tells the target what is wrong. Never ends with `exactness: off`.
+   */
+  checkImage(): Promise<ImageComparison>;
   setBandwidth(bandwidthBytesPerSecond: BytesPerSecond): void;
   setDowntimeBudget(downtimeBudgetMs: Millis): void;
   pause(): void;
@@ -203,6 +243,14 @@ export interface TargetSession {
   raiseDisks(epoch: number): Promise<void>;
   /** Post-copy: every page is present and faults are off. Resolves at once when none is missing. */
   waitWhole(): Promise<{ readonly digest: string }>;
+  /** Once the guest runs with every page: compares the memory file with what was received. */
+  beginCheck(): void;
+  /** Both comparisons. Never ends with `exactness: off`, or while the source is away. */
+  waitChecked(): Promise<CheckedMemory>;
+  /** Puts wrong pages right that the guest has not written since its start. The VM must stand. */
+  repair(): Promise<{ readonly repairedPageCount: Pages; readonly writtenPageCount: Pages }>;
+  /** The guest's writes are no longer tracked: has to come before its next move. Idempotent. */
+  endCheck(): Promise<void>;
   snapshot(): TargetSnapshot;
   close(): Promise<void>;
 }

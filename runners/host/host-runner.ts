@@ -19,7 +19,7 @@ import { proposeUntilAnswered, readEntry } from './move/ledger-steps.ts';
 import type { PeerGreeter } from './move/peer-link.ts';
 import { halfOfPostCopy } from './move/post-copy.ts';
 import { SourceMoves } from './source-moves.ts';
-import { TargetMoves } from './target-moves.ts';
+import { damageOf, TargetMoves } from './target-moves.ts';
 import { Turns } from './turns.ts';
 import { VmOperations } from './vm-operations.ts';
 
@@ -67,6 +67,7 @@ export class HostRunner {
       commandSession: (input) => this.#sources.command(input),
       peekSession: (step) => this.#sources.peek(step),
       verifyTarget: (input) => this.#targets.verify(input),
+      resolveDamage: (input) => this.#targets.resolveDamage(input),
       releaseSource: async (input) => {
         const late = await this.#sources.release(input);
         await this.#targets.left(input.vm);
@@ -173,6 +174,8 @@ export class HostRunner {
       else await this.#vms.remove(vm);
     } else if (entry.phase === 'unsettled' && entry.lastStarted < entry.epoch) {
       await this.#finishTakeOver(entry);
+    } else if (entry.phase === 'unsettled' && await damageOf(this.#context, vm) !== null) {
+      log.error({ vm }, 'it stands damaged until an operator decides: novacron vm resolve');
     } else if (entry.phase === 'unsettled' && runState === 'paused') {
       await this.#goOnAfterStarted(entry);
     } else if (runState === 'running') {

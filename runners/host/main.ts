@@ -12,6 +12,7 @@ import { NativeConnection, Worker } from '@temporalio/worker';
 import type { Logger } from 'pino';
 import { z } from 'zod';
 import { createHostActivities } from '../../activities/host-activities.ts';
+import { exactnessReport } from '../../contracts/exactness.ts';
 import { CodedError } from '../../contracts/failures.ts';
 import {
   hostName, hostTaskQueue, parseMigrationId, type MigrationId, type VmName,
@@ -57,7 +58,8 @@ const noteShape = z.strictObject({
   side: z.enum(['source', 'target']),
   epoch: z.int(),
   peer: z.string().transform((text) => hostName(text)),
-  stage: z.enum(['open', 'quiescing', 'handed-over']),
+  stage: z.enum(['open', 'quiescing', 'handed-over', 'damaged']),
+  exactness: exactnessReport.optional(),
   lanes: z.strictObject({
     address: z.string(), port: z.int(), count: z.int(), bandwidthBytesPerSecond: z.number(),
   }).optional(),

@@ -3,6 +3,7 @@
  * by every later one. Decides when an unattended one ends and what is left behind afterwards.
  */
 import { join } from 'node:path';
+import { defaultExactness } from '../../contracts/exactness.ts';
 import { CodedError, FinalError } from '../../contracts/failures.ts';
 import { identityUri, type VmName } from '../../contracts/identity.ts';
 import { timing } from '../../contracts/limits.ts';
@@ -19,6 +20,7 @@ import { barredSource } from './move/barred-ports.ts';
 import { openPeerLink } from './move/peer-link.ts';
 import { halfOfPostCopy, ResumedSource } from './move/post-copy.ts';
 import { SourceMove } from './move/source-move.ts';
+import { plantedFault } from './planted-faults.ts';
 import type { Turns } from './turns.ts';
 import { sourceVmm } from './vm-ports.ts';
 import type { VmOperations } from './vm-operations.ts';
@@ -162,6 +164,8 @@ export class SourceMoves {
       postCopy: true,
       balloon: false,
       deadlineMs: millis(0),
+      exactness: 'off',
+      planted: null,
     }, {
       digest: quiesced.digest,
       missingDigest: quiesced.missingDigest,
@@ -330,6 +334,8 @@ export class SourceMoves {
       postCopy: policy.postCopy !== 'never',
       balloon: running.balloon,
       deadlineMs: millis(policy.deadlineMs),
+      exactness: policy.exactness ?? defaultExactness,
+      planted: await plantedFault(config.holdDirectory, vm, 'source'),
     });
     const moveLog = log.child({ vm, migration });
     return new SourceMove({

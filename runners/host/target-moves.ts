@@ -2,6 +2,8 @@
  * Moves towards this host: one TargetMove a VM, from preflight to the running VM. Decides what may
  * be prepared, what has to be discarded, and answers the source's hello.
  */
+import { defaultExactness, plainReport } from '../../contracts/exactness.ts';
+import type { ExactnessReport } from '../../contracts/exactness.ts';
 import { CodedError } from '../../contracts/failures.ts';
 import { identityUri, type HostName, type VmName } from '../../contracts/identity.ts';
 import type { HostActivities, StepInput, TargetEndpoint } from '../../contracts/migration.ts';
@@ -17,6 +19,7 @@ import type { GreetingRefusal, PeerGreeter } from './move/peer-link.ts';
 import { halfOfPostCopy, ResumedTarget } from './move/post-copy.ts';
 import { TargetMove } from './move/target-move.ts';
 import { observeTarget } from './observe-target.ts';
+import { plantedDelayMs, plantedFault } from './planted-faults.ts';
 import { preflight } from './preflight.ts';
 import type { Turns } from './turns.ts';
 import { targetVmm } from './vm-ports.ts';
@@ -29,7 +32,16 @@ interface KnownTarget {
   readonly migration: string;
   readonly source: HostName;
   readonly epoch: number;
-  readonly move: Pick<TargetMove, 'stage' | 'outcome' | 'session' | 'attach' | 'discard' | 'close'>;
+  readonly move: Pick<TargetMove, 
+    'stage' | 'outcome' | 'session' | 'isChecked' | 'attach' | 'discard' | 'close'>;
+}
+
+/** What was found of a VM that stands damaged here, null for any other. */
+export async function damageOf(
+  context: Pick<HostContext, 'readNote'>, vm: VmName,
+): Promise<ExactnessReport | null> {
+  const note = await context.readNote(vm);
+  return note?.stage === 'damaged' ? note.exactness ?? null : null;
 }
 
 export class TargetMoves {
@@ -87,6 +99,7 @@ export class TargetMoves {
   async #make(input: PrepareInput): Promise<void> {
     const { hypervisor, lanes, world, log, config } = this.#context;
     const { vm, migration, epoch, source, running, policy } = input;
+    const exactness = policy.exactness ?? defaultExactness;
     const incarnation = newIncarnation();
     const monitor = await hypervisor.createTarget({ running, incarnation });
     let session: TargetSession | null = null;
@@ -109,13 +122,17 @@ export class TargetMoves {
         deviceStateSocket: paths.incomingSocket,
         disks: disks.map((exportName) => ({ nbdSocket: paths.nbdSocket, exportName })),
         postCopyAllowed: policy.postCopy !== 'never',
+        balloon: running.balloon,
+        exactness,
+        planted: await plantedFault(config.holdDirectory, vm, 'target'),
       });
       await monitor.armIncoming(paths.incomingSocket);
       await world.note(vm, {
         version: 1, migration, side: 'target', epoch, peer: source, stage: 'open',
       });
       const move = new TargetMove({
-        migration, vm, source, epoch, session,
+        migration, vm, source, epoch, session, exactness,
+        checkAfterMs: await plantedDelayMs(config.holdDirectory, vm),
         ...barredTarget(this.#context.points, vm, {
           world, gates: await this.#context.gatesOf(vm),
           vmm: targetVmm({
@@ -159,6 +176,9 @@ export class TargetMoves {
       deviceStateSocket: hypervisor.paths(vm).incomingSocket,
       disks: [],
       postCopyAllowed: true,
+      balloon: false,
+      exactness: 'off',
+      planted: null,
     });
     const moveLog = log.child({ vm, migration });
     const { digest } = ready;
@@ -188,13 +208,15 @@ export class TargetMoves {
     return { code: 'link/lost', detail: `no move ${hello.migration} is prepared here any more` };
   };
 
-  /** Resolves when the guest runs and every page is here. */
-  async verify(input: StepInput): Promise<{ readonly digest: string }> {
+  /** Resolves when the guest runs, every page is here and the memory was compared. */
+  async verify(input: StepInput): ReturnType<HostActivities['verifyTarget']> {
     if (!this.#moves.has(input.vm)) await this.#takeUp(input.vm);
     const known = this.#moves.get(input.vm);
     if (known?.migration === input.migration) {
       const outcome = await known.move.outcome;
-      if (outcome.kind === 'running') return { digest: outcome.digest };
+      if (outcome.kind === 'running') {
+        return { digest: outcome.digest, exactness: outcome.exactness };
+      }
       const left = await readEntry(this.#context.world, input.vm);
       // The guest runs, its pages are still to come: the sweep takes it up, the step comes again.
       const isLeft = left !== null && halfOfPostCopy(left, this.#context.host) === 'target';
@@ -204,10 +226,38 @@ export class TargetMoves {
     }
     const entry = await this.#vms.ownEntry(input.vm);
     const { runState } = await this.#context.hypervisor.look(input.vm);
-    if (runState !== 'running' || entry.ready === null) {
+    const damage = await damageOf(this.#context, input.vm);
+    if (entry.ready === null || (damage === null && runState !== 'running')) {
       throw new CodedError('vm/not-running', `${input.vm} is ${runState} on ${entry.owner}`);
     }
-    return { digest: entry.ready.digest };
+    const exactness = damage
+      ?? plainReport('unverified', 'the runner of the target was replaced before it was compared');
+    return { digest: entry.ready.digest, exactness };
+  }
+
+  /** See HostActivities: a VM that stands damaged goes on or boots cold. */
+  resolveDamage(
+    input: Parameters<HostActivities['resolveDamage']>[0],
+  ): ReturnType<HostActivities['resolveDamage']> {
+    const { vm, choice } = input;
+    return this.#turns.take(vm, async () => {
+      const { hypervisor, world, log } = this.#context;
+      const entry = await this.#vms.ownEntry(vm);
+      const { runState } = await hypervisor.look(vm);
+      if (await damageOf(this.#context, vm) === null) {
+        if (runState === 'running') {
+          return { runState, incarnation: entry.startedBy, epoch: entry.epoch };
+        }
+        throw new CodedError('vm/not-running', `${vm} is ${runState} and not damaged`);
+      }
+      log.warn({ vm, choice }, 'an operator decides about damaged memory');
+      await this.#forget(vm);
+      const canGoOn = runState === 'paused' || runState === 'running';
+      const reached = choice === 'accept' && canGoOn
+        ? await this.#vms.goOn(entry) : await this.#vms.startCold(entry);
+      await world.note(vm, null);
+      return reached;
+    });
   }
 
   #takeUp(vm: VmName): Promise<void> {
@@ -269,7 +319,8 @@ export class TargetMoves {
   async #settleAlone(
     vm: VmName, migration: string, epoch: number, move: KnownTarget['move'],
   ): Promise<void> {
-    if (move.session.snapshot().state !== 'whole') return;
+    if (move.session.snapshot().state !== 'whole' || !move.isChecked) return;
+    if (await damageOf(this.#context, vm) !== null) return;
     const entry = await readEntry(this.#context.world, vm);
     if (entry?.migration !== migration || entry.migration === null) return;
     await proposeUntilAnswered(this.#context.world, [

@@ -78,7 +78,7 @@ export class VmOperations {
     if (isCurrent && look.runState === 'paused') {
       return this.#run(entry, identity.incarnation, identity.imageStamp, await hypervisor.monitor(vm));
     }
-    return this.#startCold(entry);
+    return this.startCold(entry);
   }
 
   /** Runs the paused image of `entry`, last run under `imageStamp`. Failure: ownership/refused. */
@@ -89,7 +89,15 @@ export class VmOperations {
     await this.#run(entry, image, imageStamp, await hypervisor.monitor(entry.vm));
   }
 
-  async #startCold(before: VmEntry): Promise<{
+  /** The paused image of this very epoch goes on: it has started here before. */
+  async goOn(entry: VmEntry): ReturnType<VmOperations['start']> {
+    await this.runImage(entry, entry.epoch);
+    const { epoch, startedBy } = entry;
+    return { runState: 'running', incarnation: startedBy ?? newIncarnation(), epoch };
+  }
+
+  /** Ends what is left of its VMM and boots it from its disks. */
+  async startCold(before: VmEntry): Promise<{
     readonly runState: VmRunState; readonly incarnation: Incarnation; readonly epoch: number;
   }> {
     const { hypervisor, world } = this.#context;

@@ -86,6 +86,12 @@ export function targetVmm(place: TargetPlace): TargetVmm {
       void calmVmm(place.vmmPid);
       return stamped(stamp);
     },
+    pause: async () => {
+      await monitor.stopVcpus();
+    },
+    goOn: async () => {
+      await monitor.cont();
+    },
     announce: () => monitor.announceSelf(),
     stamp: (epoch) => hypervisor.stampImage({ vm, epoch }),
     kill: async () => {

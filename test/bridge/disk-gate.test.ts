@@ -95,7 +95,8 @@ describe.skipIf(lacking.length > 0)('a raised gate', () => {
     const target = listener.expect({
       migration, epoch, sourceIdentity: 'novacron://host/h1', memoryPath: join(dir, 'ram-h2'),
       memoryBytes: 16 * mib, vmmPid: process.pid, deviceStateSocket: join(dir, 'in.sock'),
-      disks: [{ nbdSocket, exportName: '' }], postCopyAllowed: false,
+      disks: [{ nbdSocket, exportName: '' }], postCopyAllowed: false, balloon: false,
+      exactness: 'off', planted: null,
     });
     const source = openMemoryEngine().openSource({
       migration, epoch,
@@ -104,6 +105,7 @@ describe.skipIf(lacking.length > 0)('a raised gate', () => {
       vmmPid: process.pid, deviceStateSocket: join(dir, 'out.sock'),
       disks: [{ socket: sourceSocket }], socketUid: null, bandwidthBytesPerSecond: 0,
       downtimeBudgetMs: 100, postCopy: false, balloon: false, deadlineMs: 60_000,
+      exactness: 'off', planted: null,
     });
     await source.connect();
     return { source, target };

@@ -59,6 +59,7 @@ describe.skipIf(lacking !== null)('memory engine through the bridge', () => {
     laneCount: 2, tls: tls[0], memoryPath, memoryBytes: 16 * mib, vmmPid: process.pid,
     deviceStateSocket: join(dir, 'ds'), disks: [], socketUid: null, bandwidthBytesPerSecond: 0,
     downtimeBudgetMs: 100, postCopy: false, balloon: true, deadlineMs: 1000,
+    exactness: 'off', planted: null,
   });
 
   test('numbers are checked and files are looked at before anything starts', () => {
@@ -119,6 +120,7 @@ describe.skipIf(lacking !== null)('memory engine through the bridge', () => {
     expect(codeOf(() => listener.expect({
       migration: 'm', epoch: 1, sourceIdentity: 'novacron://host/h1', memoryPath, memoryBytes: 16 * mib,
       vmmPid: process.pid, deviceStateSocket: join(dir, 'in'), disks: [], postCopyAllowed: false,
+      balloon: false, exactness: 'off', planted: null,
     }))).toBe('internal');
   });
 

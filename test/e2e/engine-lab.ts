@@ -32,6 +32,13 @@ interface QmpEvent {
   readonly timestamp: { readonly seconds: number; readonly microseconds: number };
 }
 
+/** A raw disk and how the VMM opens it. */
+export interface LabDisk {
+  readonly path: string;
+  readonly aio: 'threads' | 'native' | 'io_uring';
+  readonly direct: boolean;
+}
+
 /** A VMM, its memory file, its monitor. */
 export class Vmm {
   readonly pid: number;
@@ -44,6 +51,7 @@ export class Vmm {
 
   constructor(options: {
     dir: string; name: string; memoryBytes: number; vcpuCount: number; load: string; incoming: boolean;
+    disk: LabDisk | null;
   }) {
     const { dir, name } = options;
     this.memoryPath = join(dir, `${name}.ram`);
@@ -58,6 +66,13 @@ export class Vmm {
       '-append', `console=ttyS0 quiet panic=-1 mitigations=off ${options.load}`,
       '-serial', `file:${this.logPath}`, '-qmp', `unix:${this.#qmpPath},server=on,wait=off`,
       '-sandbox', 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny',
+      ...(options.disk === null ? [] : [
+        '-blockdev', JSON.stringify({
+          driver: 'file', 'node-name': 'disk', filename: options.disk.path, aio: options.disk.aio,
+          cache: { direct: options.disk.direct }, locking: 'off',
+        }),
+        '-device', 'virtio-blk-pci,drive=disk,addr=6',
+      ]),
       ...(options.incoming ? ['-incoming', 'defer'] : []),
     ];
     // Not a child of this process, as under a guard: Node would take ptrace stops for exits.
@@ -175,11 +190,13 @@ export class EngineLab {
     this.#listener = this.engine.openListener({ address: '127.0.0.1', port: 0, tls });
   }
 
-  async vmm(options: { memoryBytes: number; vcpuCount: number; load?: string; incoming?: boolean }): Promise<Vmm> {
+  async vmm(options: {
+    memoryBytes: number; vcpuCount: number; load?: string; incoming?: boolean; disk?: LabDisk;
+  }): Promise<Vmm> {
     const name = `vm${this.#vmms.length}`;
     const vmm = new Vmm({
       dir: this.dir, name, memoryBytes: options.memoryBytes, vcpuCount: options.vcpuCount,
-      load: options.load ?? '', incoming: options.incoming ?? false,
+      load: options.load ?? '', incoming: options.incoming ?? false, disk: options.disk ?? null,
     });
     this.#vmms.push(vmm);
     await vmm.open();
@@ -199,7 +216,8 @@ export class EngineLab {
     const target = this.#listener.expect({
       migration, epoch: 1, sourceIdentity: 'novacron://host/h1', memoryPath: options.target.memoryPath,
       memoryBytes: options.memoryBytes, vmmPid: options.target.pid, deviceStateSocket: incomingSocket,
-      disks: [], postCopyAllowed: options.postCopy,
+      disks: [], postCopyAllowed: options.postCopy, balloon: true, exactness: 'after-resume',
+      planted: null,
     });
     const source = this.engine.openSource({
       migration, epoch: 1,
@@ -208,6 +226,7 @@ export class EngineLab {
       vmmPid: options.source.pid, deviceStateSocket: deviceSocket, disks: [], socketUid: null,
       bandwidthBytesPerSecond: options.bandwidth, downtimeBudgetMs: options.downtimeBudgetMs,
       postCopy: options.postCopy, balloon: true, deadlineMs: 120_000,
+      exactness: 'after-resume', planted: null,
     });
     return { source, target, incomingSocket, deviceSocket };
   }

@@ -8,6 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import proto from '@temporalio/proto';
 import { defaultEvacuationPolicy } from '../../contracts/evacuation.ts';
 import type { EvacuationPolicy } from '../../contracts/evacuation.ts';
+import { plainReport } from '../../contracts/exactness.ts';
 import { CodedError } from '../../contracts/failures.ts';
 import { hostName, lifecycleWorkflowId, requestId, vmName } from '../../contracts/identity.ts';
 import type { VmName } from '../../contracts/identity.ts';
@@ -135,6 +136,19 @@ const scenes: Readonly<Record<string, Scene>> = {
   'evacuation-carried': async (centre) => {
     await vmsOn(centre, 6);
     return evacuate({ historyEventsMax: 60 });
+  },
+  'move-damaged': async (centre) => {
+    centre.damage = { ...plainReport('exact', 'a test'), kind: 'damaged', damagedPageCount: 1 };
+    return move(centre);
+  },
+  'resolve-damaged': async (centre) => {
+    centre.damage = { ...plainReport('exact', 'a test'), kind: 'damaged', damagedPageCount: 1 };
+    await move(centre);
+    const vm = vmName(`db-${vmNumber}`);
+    await runLifecycle(env.client, {
+      step: 'resolve', input: { version: 1, vm, request: requestId('d1'), choice: 'accept' },
+    });
+    return lifecycleWorkflowId('resolve', vm, requestId('d1'));
   },
   'create-and-start': async (centre) => {
     await runLifecycle(env.client, {

@@ -110,7 +110,7 @@ export interface GuestWish {
 export interface StageWish
   extends Pick<
     ComposeOptions,
-    'controlCount' | 'leaseTtlMs' | 'profile' | 'startTemporal' | 'programOf'
+    'controlCount' | 'leaseTtlMs' | 'profile' | 'startTemporal' | 'programOf' | 'holdDirectory'
   > {
   readonly hostCount: number;
   /** Done before the first process of the product is started. */

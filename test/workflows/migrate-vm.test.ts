@@ -1,5 +1,7 @@
 /** `migrateVm` against a time-skipping server, a real ledger and hosts that keep books. */
 import { afterAll, afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { plainReport } from '../../contracts/exactness.ts';
+import type { ExactnessReport } from '../../contracts/exactness.ts';
 import { CodedError } from '../../contracts/failures.ts';
 import type { FailureCode } from '../../contracts/failures.ts';
 import { hostName, migrationId, requestId } from '../../contracts/identity.ts';
@@ -7,6 +9,7 @@ import type { VmName } from '../../contracts/identity.ts';
 import { limits } from '../../contracts/limits.ts';
 import { defaultPolicy } from '../../contracts/migration.ts';
 import type { MigrateVmInput, MigrationOutcome, MigrationPolicy } from '../../contracts/migration.ts';
+import { runLifecycle } from '../../payloads/lifecycle-client.ts';
 import { startMigration } from '../../payloads/migration-client.ts';
 import { FakeDatacentre } from './support/fake-datacentre.ts';
 import { allWorkers, timeSkippingBench } from './support/workbench.ts';
@@ -58,6 +61,33 @@ describe.skipIf(bench.env === null)('migrateVm', () => {
     expect(await centre.entry(vm)).toMatchObject({ phase: 'owned', owner: hostB, epoch: 2 });
     expect(centre.sessions.size).toBe(0);
     expect(await historyLength('r1')).toBeLessThanOrEqual(limits.migrationHistoryEventsMax);
+  });
+
+  it('leaves a damaged VM to its operator, whoever asks, and settles when that is decided', async () => {
+    const exactness: ExactnessReport = {
+      ...plainReport('exact', '2 pages of memory arrived wrong'), kind: 'damaged', damagedPageCount: 2,
+    };
+    centre.damage = exactness;
+    expect(await move('r1')).toMatchObject({ kind: 'damaged', source: hostA, target: hostB, exactness });
+    expect(await centre.entry(vm)).toMatchObject({ phase: 'unsettled', owner: hostB });
+    expect(centre.calls).not.toContain(`${hostA} releaseSource`);
+    // The next request finds a move that nobody drives, and leaves it as it is.
+    expect(await move('r2')).toMatchObject({ kind: 'failed', failure: { code: 'migration/open' } });
+    expect(centre.calls).not.toContain(`${hostA} releaseSource`);
+    const request = requestId('c1');
+    const { outcome } = await runLifecycle(env.client, {
+      step: 'resolve', input: { version: 1, vm, request, choice: 'accept' } });
+    expect(outcome).toMatchObject({ kind: 'completed', host: hostB, runState: 'running' });
+    expect(await centre.entry(vm)).toMatchObject({ phase: 'owned', owner: hostB });
+    expect(centre.calls).toContain(`${hostA} releaseSource`);
+    const again = await runLifecycle(env.client, {
+      step: 'resolve', input: { version: 1, vm, request: requestId('c2'), choice: 'cold' } });
+    expect(again.outcome).toMatchObject({ kind: 'failed', failure: { code: 'migration/unknown' } });
+  });
+
+  it('carries the report of the check in its outcome', async () => {
+    centre.damage = plainReport('unverified', 'the check did not end');
+    expect(await move('r1')).toMatchObject({ kind: 'completed', exactness: centre.damage });
   });
 
   const before: readonly string[] = [

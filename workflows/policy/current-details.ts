@@ -16,6 +16,10 @@ function outcomeText(outcome: MigrationOutcome): string {
         + `${outcome.figures.rounds} rounds`;
     case 'cancelled':
       return `**cancelled** by ${outcome.by}: \`${outcome.vm}\` stays on \`${outcome.source}\``;
+    case 'damaged':
+      return `**damaged**: \`${outcome.vm}\` stands on \`${outcome.target}\`: `
+        + `${outcome.exactness.detail}. Both images are kept; decide with `
+        + `\`novacron vm resolve ${outcome.vm} --accept\` or \`--cold\`.`;
     case 'failed':
       return `**failed**: ${outcome.failure.message} (\`${outcome.failure.code}\`): `
         + `${outcome.failure.detail}. ${outcome.failure.remedy} `

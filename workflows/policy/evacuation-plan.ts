@@ -150,6 +150,11 @@ export function rowAfterMove(
   if (outcome.kind === 'completed') {
     return { ...row, state: 'moved', endedAtMs: nowMs, failure: null };
   }
+  if (outcome.kind === 'damaged') {
+    const { detail } = outcome.exactness;
+    const failure = failureReport('migration/damaged', detail);
+    return { ...row, state: 'skipped', endedAtMs: nowMs, failure };
+  }
   return outcome.kind === 'failed' ? afterFailure(row, outcome.failure, nowMs) : {
     ...row, state: 'skipped', endedAtMs: nowMs,
     failure: failureReport('migration/cancelled', `by ${outcome.by}`),

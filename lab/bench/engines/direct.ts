@@ -40,7 +40,7 @@ export interface DirectPlantOptions {
   readonly lab: Lab;
   readonly program: QemuProgram;
   readonly image: GuestImage;
-  readonly policy: Pick<MigrationPolicy, 'postCopy' | 'downtimeBudgetMs'>;
+  readonly policy: Pick<MigrationPolicy, 'postCopy' | 'downtimeBudgetMs' | 'exactness'>;
 }
 
 /** The product's spec of a guest that the benchmark orders. Pure. */
@@ -306,8 +306,8 @@ function timeDiskPhase(
 
 /**
  * The total until memory is whole at the target. The session's own total ends with the hand-over,
- * so the rest of a post-copy is added: until the move was settled and told to us, which is later
- * than the last page and so never in our favour. Pure.
+ * so the rest of a post-copy is added: until the move was settled and told to us, without the check
+ * of the memory: later than the last page and so never in our favour. Pure.
  */
 export function directTotal(
   figures: Pick<TransferFigures, 'totalMs' | 'totalParts' | 'mode'>,
@@ -332,6 +332,7 @@ function reportOf(seen: {
   if (outcome.kind === 'failed') {
     return { outcome: 'failed', reason: `${outcome.failure.code}: ${outcome.failure.detail}` };
   }
+  if (outcome.kind === 'damaged') return { outcome: 'failed', reason: outcome.exactness.detail };
   if (outcome.kind === 'cancelled') {
     return { outcome: 'failed', reason: `cancelled by ${outcome.by}` };
   }
@@ -339,17 +340,19 @@ function reportOf(seen: {
   if (downtimeMs === null) {
     return { outcome: 'failed', reason: 'the observers saw no STOP and RESUME' };
   }
-  const { figures } = outcome;
+  const { figures, exactness } = outcome;
+  // Settle waits for the check of the memory, which begins when every page is there.
+  const checkMs = Math.max(exactness?.source?.wallMs ?? 0, exactness?.target?.wallMs ?? 0);
   const resumeUs = target?.events.find((event) => event.name === 'RESUME')?.stampUs ?? 0;
   return {
     outcome: 'completed', downtimeMs, rounds: figures.rounds,
-    ...directTotal(figures, endedAtMs - resumeUs / 1000),
+    ...directTotal(figures, endedAtMs - resumeUs / 1000 - checkMs),
     details: {
       handOverMs: figures.totalMs,
       workflowMs: Math.round(workflowMs), ...diskPhase, ...seenHeld,
       ownDowntimeMs: figures.downtimeMs,
       downtimePartsMs: figures.downtimeParts, bytesOnWire: figures.bytesOnWire,
-      postCopyFaults: figures.postCopyFaults, convergence: figures.convergence,
+      postCopyFaults: figures.postCopyFaults, convergence: figures.convergence, exactness,
     },
   };
 }

@@ -149,6 +149,11 @@ impl DigestTable {
         self.entries[index] == 0
     }
 
+    /// Contributions of neighbouring pages of the lane.
+    pub fn entries(&self, first: usize, count: usize) -> &[u128] {
+        &self.entries[first..first + count]
+    }
+
     /// Sum of all contributions.
     pub fn sum(&self) -> u128 {
         self.sum

@@ -6,6 +6,8 @@
 //! source ◄─ target   Fault*, Whole                               (fault lane)
 //! source ─► target   Pages*                                      (fault lane, one page each)
 //! source ◄─ target   Listed* ListEnd, where a fault lane opens in mid-post-copy, before Fault*
+//! source ─► target   Pages* Checked, then Pages for each Fault   (check lane, after the start)
+//! source ◄─ target   Resume, then Fault* Applied                 (check lane)
 //! ```
 //! A frame of the source carries a sequence that grows by one on its lane and goes on after a
 //! reconnect; `Applied` and `Resume` name the last one that was applied, so that a source resends
@@ -34,6 +36,7 @@ const WHOLE: u8 = 20;
 const REFUSED: u8 = 21;
 const LISTED: u8 = 22;
 const LIST_END: u8 = 23;
+const CHECKED: u8 = 24;
 
 /// Why bytes are not a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,8 +98,23 @@ pub enum Frame<'a> {
     Listed { chunk: u64, listed: PageSet, open: PageSet },
     /// Every chunk with missing pages was listed.
     ListEnd,
+    /// The source has compared its frozen image with what was sent.
+    Checked(Checked),
     /// The target ends the session for a reason of its own.
     Refused { reason: Refusal },
+}
+
+/// What comparing an image came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Pages that were compared, zero pages among them.
+    pub pages: u64,
+    /// Pages that are not what they ought to be.
+    pub wrong: u64,
+    /// From begin to end, microseconds.
+    pub wall_micros: u64,
+    /// CPU time of all threads together, microseconds.
+    pub cpu_micros: u64,
 }
 
 /// Why a target ends a session.
@@ -127,6 +145,7 @@ impl Header {
             MISSING => 40..=40,
             FINAL | WHOLE => 16..=16,
             LISTED => 72..=72,
+            CHECKED => 32..=32,
             RESUME | APPLIED | LIST_END => 0..=0,
             FAULT => 8..=8,
             REFUSED => 1..=1,
@@ -164,6 +183,12 @@ impl Header {
             REFUSED => Frame::Refused { reason: refusal(body)? },
             LISTED => return decode_listed(body),
             LIST_END => Frame::ListEnd,
+            CHECKED => Frame::Checked(Checked {
+                pages: take_checked(body)?,
+                wrong: take_checked(&body[8..])?,
+                wall_micros: take_checked(&body[16..])?,
+                cpu_micros: take_checked(&body[24..])?,
+            }),
             other => return Err(FrameError::Kind(other)),
         })
     }
@@ -276,6 +301,12 @@ impl Frame<'_> {
                 out.extend_from_slice(&open.to_bytes());
             }
             Frame::ListEnd => put_header(out, LIST_END, 0, sequence),
+            Frame::Checked(Checked { pages, wrong, wall_micros, cpu_micros }) => {
+                put_header(out, CHECKED, 32, sequence);
+                for value in [pages, wrong, wall_micros, cpu_micros] {
+                    out.extend_from_slice(&value.to_le_bytes());
+                }
+            }
             Frame::Refused { reason } => {
                 put_header(out, REFUSED, 1, sequence);
                 out.push(reason as u8);
@@ -340,6 +371,8 @@ mod tests {
             round_trip(6, frame);
         }
         round_trip(7, Frame::Fault { page: 262_143 });
+        let checked = Checked { pages: 1 << 28, wrong: 3, wall_micros: 7, cpu_micros: u64::MAX };
+        round_trip(7, Frame::Checked(checked));
         for reason in [Refusal::Unknown, Refusal::Digest, Refusal::Failed, Refusal::Closed] {
             round_trip(8, Frame::Refused { reason });
         }
@@ -370,7 +403,7 @@ mod tests {
 
         #[test]
         fn garbage_with_a_plausible_header_never_panics(
-            kind in 0_u8..24,
+            kind in 0_u8..25,
             body in proptest::collection::vec(any::<u8>(), 0..5000),
             length in proptest::option::of(any::<u32>()),
         ) {

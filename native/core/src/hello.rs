@@ -20,6 +20,8 @@ pub enum LaneRole {
     Device,
     /// One NBD connection of the mirror of disk `index`.
     Disk { index: u16 },
+    /// Pages that a check of the images found wrong, and what the check came to.
+    Check,
 }
 
 /// The opening words of a lane.
@@ -40,6 +42,7 @@ impl Hello {
             LaneRole::Fault => (2, 0, 0),
             LaneRole::Device => (3, 0, 0),
             LaneRole::Disk { index } => (4, index, 0),
+            LaneRole::Check => (5, 0, 0),
         };
         let mut out = vec![HELLO_VERSION, kind];
         out.extend_from_slice(&index.to_le_bytes());
@@ -64,6 +67,7 @@ impl Hello {
             2 if (index, count) == (0, 0) => LaneRole::Fault,
             3 if (index, count) == (0, 0) => LaneRole::Device,
             4 if index < DISK_COUNT_MAX && count == 0 => LaneRole::Disk { index },
+            5 if (index, count) == (0, 0) => LaneRole::Check,
             _ => return None,
         };
         let memory_bytes = long(14);
@@ -83,12 +87,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn hello_survives_the_way(epoch in any::<u64>(), pages in 1_u64..1 << 28, kind in 0..4,
+        fn hello_survives_the_way(epoch in any::<u64>(), pages in 1_u64..1 << 28, kind in 0..5,
             index in 0_u16..8, migration in "[a-z/0-9-]{1,80}") {
             let role = match kind {
                 0 => LaneRole::Memory { index, count: 16 },
                 1 => LaneRole::Fault,
                 2 => LaneRole::Device,
+                3 => LaneRole::Check,
                 _ => LaneRole::Disk { index },
             };
             let hello = Hello { migration, epoch, memory_bytes: pages * 4096, role };

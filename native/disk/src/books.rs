@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct InFlight {
     pub(crate) is_write: bool,
+    /// Of a write: what it is and what it writes, without its cookie.
+    pub(crate) digest: u128,
     /// Bytes that a simple reply without error carries: those of a read.
     pub(crate) reply_bytes: u32,
     /// An error chunk has come; the last chunk decides when it is over.

@@ -67,6 +67,9 @@ pub struct GateCounts {
     pub writes_sent: u64,
     /// Writes that the server has answered with success: this is ioSequence.
     pub writes_completed: u64,
+    /// Sum over those, modulo 2^128, of the first half of blake3(command, place, length, data): the
+    /// same on both sides, in whatever order they were answered.
+    pub writes_digest: u128,
     pub writes_failed: u64,
     pub writes_in_flight: u64,
     /// Writes whose connection to the server ended before it answered, until `settle_lost`.
@@ -438,7 +441,10 @@ impl Shared {
                 .remove(&cookie)
                 .ok_or(GateError::Protocol("a reply that nobody asked for"))?;
             match (request.is_write, failed || request.failed) {
-                (true, false) => counts.writes_completed += 1,
+                (true, false) => {
+                    counts.writes_completed += 1;
+                    counts.writes_digest = counts.writes_digest.wrapping_add(request.digest);
+                }
                 (true, true) => counts.writes_failed += 1,
                 (false, _) => {}
             }

@@ -107,7 +107,8 @@ fn pass_request(
     if data_bytes.max(reply_bytes) > PAYLOAD_BYTES_MAX {
         return Err(GateError::Protocol("a request for too many bytes"));
     }
-    let request = InFlight { is_write, reply_bytes, failed: false };
+    let mut digest = blake3::Hasher::new();
+    digest.update(&piece[4..8]).update(&piece[16..REQUEST_BYTES]);
     let mut left = data_bytes as usize;
     let mut filled = REQUEST_BYTES;
     shared.begin_request(id)?;
@@ -115,7 +116,14 @@ fn pass_request(
         let count = left.min(piece.len() - filled);
         client.read_exact(&mut piece[filled..filled + count])?;
         left -= count;
-        let last = (left == 0).then_some((cookie, request, u64::from(data_bytes)));
+        if is_write {
+            digest.update(&piece[filled..filled + count]);
+        }
+        let last = (left == 0).then(|| {
+            let digest = first_half(&digest.finalize());
+            let request = InFlight { is_write, digest, reply_bytes, failed: false };
+            (cookie, request, u64::from(data_bytes))
+        });
         shared.forward(id, &piece[..filled + count], last)?;
         filled = 0;
         if left == 0 {
@@ -123,6 +131,12 @@ fn pass_request(
             return Ok(true);
         }
     }
+}
+
+fn first_half(hash: &blake3::Hash) -> u128 {
+    let mut half = [0; 16];
+    half.copy_from_slice(&hash.as_bytes()[..16]);
+    u128::from_le_bytes(half)
 }
 
 /// Fills the buffer; false when the client ended properly before its first byte.

@@ -541,3 +541,34 @@ fn broken_clients_are_cut_and_harm_nobody() {
     assert!(bench.qemu_io(&["write 0 4k"]).status.success());
     assert_eq!(bench.gate.counts().writes_completed, 1);
 }
+
+#[test]
+fn sums_of_writes_are_equal_in_any_order_and_tell_every_difference() {
+    if !has_qemu() {
+        return;
+    }
+    let sum_of = |commands: &[&str]| {
+        let bench = Bench::new("raw", "8M", GateOptions::TARGET);
+        let output = bench.qemu_io(commands);
+        assert!(output.status.success(), "{output:?}");
+        bench.gate.counts().writes_digest
+    };
+    let writes = ["write -P 7 0 64k", "write -P 9 1M 512k", "write -z 2M 64k", "discard 3M 64k"];
+    let expected = sum_of(&writes);
+    assert_ne!(expected, 0);
+    let mut turned = writes;
+    turned.reverse();
+    assert_eq!(sum_of(&turned), expected);
+    // Another byte, another place, another length, another command, one write less.
+    for (index, other) in [
+        (0, "write -P 6 0 64k"),
+        (1, "write -P 9 1537k 512k"),
+        (2, "write -z 2M 128k"),
+        (2, "discard 2M 64k"),
+        (3, "read 3M 64k"),
+    ] {
+        let mut changed = writes;
+        changed[index] = other;
+        assert_ne!(sum_of(&changed), expected, "{other}");
+    }
+}

@@ -121,6 +121,11 @@ impl DirtyTracker {
         Ok(())
     }
 
+    /// Leaves the registration to whoever waits for missing pages by it.
+    pub fn leave(&mut self) {
+        self.registered = false;
+    }
+
     /// Ends tracking; the guest runs on without faults. Repeating it does nothing.
     pub fn stop(&mut self) -> Result<(), MemoryError> {
         if !std::mem::take(&mut self.registered) {

@@ -49,7 +49,8 @@ static INJECTION: Mutex<()> = Mutex::new(());
 pub enum FaultMode {
     /// Writes are recorded by the kernel and cost the guest one fault a page and round.
     TrackWrites,
-    /// Accesses to pages that are not mapped yet wait until they are resolved.
+    /// Accesses to pages that are not mapped yet wait until they are resolved; writes that are
+    /// tracked stay so.
     WaitForPages,
 }
 
@@ -119,7 +120,7 @@ impl Userfault {
     pub fn register(&self, mapping: &GuestMapping, mode: FaultMode) -> Result<(), MemoryError> {
         let mode = match mode {
             FaultMode::TrackWrites => MODE_WP,
-            FaultMode::WaitForPages => MODE_MISSING | MODE_MINOR,
+            FaultMode::WaitForPages => MODE_MISSING | MODE_MINOR | MODE_WP,
         };
         for range in mapping.ranges() {
             let mut argument = [range.address, range.length, mode, 0];

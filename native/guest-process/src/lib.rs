@@ -16,6 +16,8 @@ pub const STORM_SIGNAL: i32 = 40;
 
 const PAGE: u64 = 4096;
 const COMMAND_BYTES: usize = 32;
+/// Lengths of `read_disk`'s range that the disk has.
+pub const DISK_PARTS: u64 = 3;
 /// Above what a test process ever has open.
 const DESCRIPTORS_MAX: i32 = 4096;
 
@@ -29,6 +31,7 @@ const OPEN_DEVICE: u64 = 5;
 const STORM: u64 = 6;
 const STORM_RESULT: u64 = 7;
 const ZERO: u64 = 8;
+const READ_DISK: u64 = 9;
 
 /// The process and its memory file; both go when it is dropped.
 pub struct GuestProcess {
@@ -44,6 +47,14 @@ impl GuestProcess {
     /// # Panics
     /// When the system refuses: a test can't go on then.
     pub fn start(path: &Path, bytes: u64) -> Self {
+        Self::start_with_disk(path, bytes, None)
+    }
+
+    /// As `start`, with a file that `read_disk` reads from, opened as the test wants it.
+    ///
+    /// # Panics
+    /// When the system refuses.
+    pub fn start_with_disk(path: &Path, bytes: u64, disk: Option<&File>) -> Self {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path);
         let file = file.expect("a memory file");
         file.set_len(bytes).expect("room for the memory file");
@@ -54,7 +65,11 @@ impl GuestProcess {
         assert!(pid >= 0, "fork");
         if pid == 0 {
             // SAFETY: as above; it never returns.
-            unsafe { child(file.as_raw_fd(), bytes, command_reader.as_raw_fd(), reply_writer.as_raw_fd()) }
+            unsafe {
+                let disk = disk.map_or(-1, AsRawFd::as_raw_fd);
+                let ends = [command_reader.as_raw_fd(), reply_writer.as_raw_fd()];
+                child(file.as_raw_fd(), bytes, ends, disk)
+            }
         }
         let channel = Mutex::new((command_writer, reply_reader));
         let process = Self { pid, path: path.to_owned(), bytes, channel };
@@ -96,7 +111,13 @@ impl GuestProcess {
         self.call(RUN, first, count | (u64::from(pause_micros) << 40), seed);
     }
 
-    /// Ends `run`; answers how many pages it wrote.
+    /// Reads the disk into pages `first..first + count` without end, the whole range at a time and
+    /// other data each time, until `stop`, which waits for the read under way.
+    pub fn read_disk(&self, first: u64, count: u64) {
+        self.call(READ_DISK, first, count, 0);
+    }
+
+    /// Ends `run` or `read_disk`; answers how many pages it wrote.
     pub fn stop(&self) -> u64 {
         self.call(STOP, 0, 0, 0)
     }
@@ -170,6 +191,8 @@ extern "C" fn count_signal(_: i32) {
 }
 
 struct Running {
+    /// To read from; -1 to write a pattern.
+    disk: i32,
     first: u64,
     count: u64,
     pause_micros: u32,
@@ -178,13 +201,14 @@ struct Running {
 }
 
 /// The child's life: commands in, replies out.
-unsafe fn child(file: i32, bytes: u64, commands: i32, replies: i32) -> ! {
+unsafe fn child(file: i32, bytes: u64, [commands, replies]: [i32; 2], disk: i32) -> ! {
     // SAFETY: only system calls and the child's own mapping.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         // Without exec nothing closes by itself, and a userfaultfd of another guest that the test
         // holds would look like this one's.
-        for descriptor in (3..DESCRIPTORS_MAX).filter(|fd| ![file, commands, replies].contains(fd)) {
+        for descriptor in (3..DESCRIPTORS_MAX).filter(|fd| ![file, commands, replies, disk].contains(fd))
+        {
             libc::close(descriptor);
         }
         let protection = libc::PROT_READ | libc::PROT_WRITE;
@@ -212,7 +236,7 @@ unsafe fn child(file: i32, bytes: u64, commands: i32, replies: i32) -> ! {
                 if got < 0 {
                     continue;
                 }
-                let reply = obey(memory, &command, &mut running, failed_polls);
+                let reply = obey(memory, &command, &mut running, (failed_polls, disk));
                 libc::write(replies, (&raw const reply).cast(), 8);
             }
             if let Some(run) = running.as_mut() {
@@ -226,7 +250,7 @@ unsafe fn obey(
     memory: *mut u64,
     command: &[u64; 4],
     running: &mut Option<Running>,
-    failed_polls: u64,
+    (failed_polls, disk): (u64, i32),
 ) -> u64 {
     let [operation, a, b, c] = *command;
     // SAFETY: the parent names pages inside the mapping.
@@ -244,7 +268,15 @@ unsafe fn obey(
             RUN => {
                 let count = b & ((1 << 40) - 1);
                 let pause_micros = (b >> 40) as u32;
-                *running = Some(Running { first: a, count, pause_micros, random: c | 1, written: 0 });
+                let random = c | 1;
+                *running = Some(Running {
+                    disk: -1, first: a, count, pause_micros, random, written: 0,
+                });
+            }
+            READ_DISK => {
+                *running = Some(Running {
+                    disk, first: a, count: b, pause_micros: 0, random: 0, written: 0,
+                });
             }
             STOP => return running.take().map_or(0, |run| run.written),
             OPEN_DEVICE => {
@@ -277,6 +309,23 @@ unsafe fn fill(memory: *mut u64, page: u64, seed: u64) {
 }
 
 unsafe fn write_some(memory: *mut u64, run: &mut Running) {
+    if run.disk >= 0 {
+        let bytes = (run.count * PAGE) as usize;
+        // Each read brings another part of the disk to every page.
+        run.random = (run.random + 1) % DISK_PARTS;
+        let from = (run.random * bytes as u64) as i64;
+        // SAFETY: the parent named a range inside the mapping; the disk is long enough.
+        let read = unsafe {
+            let at = memory.byte_add((run.first * PAGE) as usize);
+            libc::pread(run.disk, at.cast(), bytes, from)
+        };
+        if read != bytes as isize {
+            // SAFETY: takes no pointers; the test sees a dead guest.
+            unsafe { libc::_exit(2) }
+        }
+        run.written += run.count;
+        return;
+    }
     for _ in 0..64 {
         run.random ^= run.random << 13;
         run.random ^= run.random >> 7;

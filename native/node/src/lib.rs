@@ -5,6 +5,7 @@
 //! because the bridge does not check integers. Methods that take long answer with a promise that
 //! a thread of `session` resolves; none blocks the event loop. Page data never comes here.
 
+mod check;
 mod convert;
 mod promise;
 mod source;

@@ -18,6 +18,7 @@ use crate::convert::{
     NativeFailure, NativeTls, closed, credentials, digest_hex, invalid, millis, small, timeout,
     to_error, whole,
 };
+use crate::check::{NativeChecked, NativePlanted, exactness, planted};
 use crate::promise::promise;
 
 /// Options of a source; see SourceOptions in runners/data-plane/sessions.ts.
@@ -41,6 +42,8 @@ pub struct NativeSourceOptions {
     pub post_copy: bool,
     pub balloon: bool,
     pub deadline_ms: f64,
+    pub exactness: String,
+    pub planted: Option<NativePlanted>,
 }
 
 #[napi(object, use_nullable = true)]
@@ -93,6 +96,8 @@ pub struct NativeSourceSnapshot {
     pub io_sequence: Vec<f64>,
     pub missing_pages: f64,
     pub post_copy_faults: f64,
+    pub disk_digests: Vec<String>,
+    pub pages_compared: f64,
     pub failure: Option<NativeFailure>,
 }
 
@@ -123,6 +128,8 @@ impl From<SourceSnapshot> for NativeSourceSnapshot {
             io_sequence: look.io_sequence.into_iter().map(|count| count as f64).collect(),
             missing_pages: look.missing_pages as f64,
             post_copy_faults: look.faults as f64,
+            disk_digests: look.disk_digests.into_iter().map(digest_hex).collect(),
+            pages_compared: look.compared_pages as f64,
             failure: look.failure.map(NativeFailure::from),
         }
     }
@@ -246,6 +253,15 @@ impl NativeSource {
         })
     }
 
+    #[napi(ts_return_type = "Promise<NativeChecked>")]
+    pub fn check_image<'env>(&self, env: &'env Env) -> Result<Object<'env>> {
+        let session = self.session()?;
+        promise::<NativeChecked>(env, |settle| {
+            session.check_image().tell(|answer| settle(answer.map(NativeChecked::from)));
+            Ok(())
+        })
+    }
+
     /// As in sessions.ts.
     #[napi(ts_return_type = "Promise<void>")]
     pub fn raise_disks<'env>(
@@ -348,6 +364,8 @@ fn to_options(options: NativeSourceOptions) -> Result<SourceOptions> {
         post_copy: options.post_copy,
         balloon: options.balloon,
         deadline_ms: millis(options.deadline_ms, "deadlineMs")?,
+        exactness: exactness(&options.exactness)?,
+        planted: planted(options.planted)?,
     })
 }
 

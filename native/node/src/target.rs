@@ -11,6 +11,9 @@ use novacron_session::{
 };
 use novacron_transport::tls::{Acceptor, AcceptorOptions};
 
+use crate::check::{
+    NativeCheckedMemory, NativePlanted, NativeRepair, exactness, planted,
+};
 use crate::convert::{
     NativeFailure, NativeTls, closed, credentials, digest_hex, invalid, small, timeout,
     to_error, whole,
@@ -45,6 +48,9 @@ pub struct NativeTargetOptions {
     pub device_state_socket: String,
     pub disks: Vec<NativeDiskEndpoint>,
     pub post_copy_allowed: bool,
+    pub balloon: bool,
+    pub exactness: String,
+    pub planted: Option<NativePlanted>,
 }
 
 #[napi(object, use_nullable = true)]
@@ -65,6 +71,8 @@ pub struct NativeTargetSnapshot {
     pub io_sequence: Vec<f64>,
     pub missing_pages: f64,
     pub post_copy_faults: f64,
+    pub disk_digests: Vec<String>,
+    pub pages_compared: f64,
     pub failure: Option<NativeFailure>,
 }
 
@@ -90,6 +98,8 @@ impl From<TargetSnapshot> for NativeTargetSnapshot {
             io_sequence: look.io_sequence.into_iter().map(|count| count as f64).collect(),
             missing_pages: look.missing_pages as f64,
             post_copy_faults: look.faults as f64,
+            disk_digests: look.disk_digests.into_iter().map(digest_hex).collect(),
+            pages_compared: look.compared_pages as f64,
             failure: look.failure.map(NativeFailure::from),
         }
     }
@@ -155,6 +165,9 @@ impl NativeListener {
             device_state_socket: PathBuf::from(options.device_state_socket),
             disks: options.disks.into_iter().map(to_endpoint).collect(),
             post_copy_allowed: options.post_copy_allowed,
+            balloon: options.balloon,
+            exactness: exactness(&options.exactness)?,
+            planted: planted(options.planted)?,
         };
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
         let session = open(listener.as_ref().ok_or_else(closed)?, options);
@@ -222,6 +235,39 @@ impl NativeTarget {
         promise::<NativeDigest>(env, |settle| {
             let to_digest = |digest| NativeDigest { digest: digest_hex(digest) };
             session.whole().tell(move |answer| settle(answer.map(to_digest)));
+            Ok(())
+        })
+    }
+
+    #[napi]
+    pub fn begin_check(&self) -> Result<()> {
+        self.session()?.begin_check();
+        Ok(())
+    }
+
+    #[napi(ts_return_type = "Promise<NativeCheckedMemory>")]
+    pub fn wait_checked<'env>(&self, env: &'env Env) -> Result<Object<'env>> {
+        let session = self.session()?;
+        promise::<NativeCheckedMemory>(env, |settle| {
+            session.checked().tell(|answer| settle(answer.map(NativeCheckedMemory::from)));
+            Ok(())
+        })
+    }
+
+    #[napi(ts_return_type = "Promise<NativeRepair>")]
+    pub fn repair<'env>(&self, env: &'env Env) -> Result<Object<'env>> {
+        let session = self.session()?;
+        promise::<NativeRepair>(env, |settle| {
+            session.repair(|answer| settle(answer.map(NativeRepair::from)));
+            Ok(())
+        })
+    }
+
+    #[napi(ts_return_type = "Promise<void>")]
+    pub fn end_check<'env>(&self, env: &'env Env) -> Result<Object<'env>> {
+        let session = self.session()?;
+        promise::<()>(env, |settle| {
+            session.end_check(settle);
             Ok(())
         })
     }

@@ -44,6 +44,11 @@ impl Disks {
         self.gates.iter().map(|gate| gate.counts().writes_completed).collect()
     }
 
+    /// What those writes were, a disk each: equal on both sides once the mirrors are drained.
+    pub(crate) fn digests(&self) -> Vec<u128> {
+        self.gates.iter().map(|gate| gate.counts().writes_digest).collect()
+    }
+
     /// Bytes of data in writes, all disks together.
     pub(crate) fn write_bytes(&self) -> u64 {
         self.gates.iter().map(|gate| gate.counts().write_bytes).sum()

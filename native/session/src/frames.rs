@@ -1,6 +1,8 @@
 //! Frames on a lane: whole ones in, whole ones out.
 
-use novacron_core::frame::{BODY_BYTES_MAX, Frame, FrameError, HEADER_BYTES, Header};
+use novacron_core::frame::{
+    BODY_BYTES_MAX, Frame, FrameError, HEADER_BYTES, Header, PAGES_HEAD_BYTES,
+};
 use novacron_transport::{LaneError, LaneReader, LaneWriter};
 
 use crate::failure::{Failure, FailureCode};
@@ -25,16 +27,22 @@ impl From<ReceiveError> for Failure {
 pub(crate) struct FrameReader {
     reader: LaneReader,
     body: Vec<u8>,
+    spoil: bool,
 }
 
 impl FrameReader {
     pub(crate) fn new(reader: LaneReader) -> Self {
-        Self { reader, body: Vec::new() }
+        Self { reader, body: Vec::new(), spoil: false }
     }
 
     /// Takes the deadline off again that the opening had.
     pub(crate) fn wait_for_ever(&mut self) {
         self.reader.set_deadline(None);
+    }
+
+    /// The next frame with pages comes with a wrong bit: a planted fault.
+    pub(crate) fn spoil_once(&mut self) {
+        self.spoil = true;
     }
 
     /// Waits for the next frame; answers its sequence and what it says.
@@ -48,6 +56,10 @@ impl FrameReader {
         }
         let body = &mut self.body[..header.body_bytes];
         self.reader.read_exact(body).map_err(ReceiveError::Lane)?;
+        if self.spoil && body.len() > PAGES_HEAD_BYTES {
+            self.spoil = false;
+            body[header.body_bytes - 1] ^= 1;
+        }
         let frame = header.decode_body(body).map_err(ReceiveError::Frame)?;
         Ok((header.sequence, frame))
     }

@@ -6,6 +6,7 @@
 //!   lane i: pread, hash, send   ── memory lane i ──►  lane i: receive, hash, pwrite
 //!   lane i: acknowledgements    ◄─────────────────
 //!   fault server                ◄── fault lane ────►  fault server (userfaultfd)
+//!   image check                 ◄── check lane ────►  image check, once the target runs
 //!   device tunnel               ◄── device lane ───►  device tunnel, held until memory is in
 //!   disk tunnels                ◄── disk lanes ────►  disk tunnels, through the gate
 //! ```
@@ -18,9 +19,11 @@ mod completion;
 mod disks;
 mod failure;
 mod frames;
+mod image_check;
 mod listener;
 mod pacer;
 mod page_bits;
+mod planted;
 mod source;
 mod target;
 mod tunnel;
@@ -28,12 +31,16 @@ mod wire;
 
 pub use completion::Answer;
 pub use failure::{Failure, FailureCode};
+pub use image_check::Exactness;
+pub use novacron_core::frame::Checked;
 pub use listener::LaneListener;
+pub use planted::{MARK_BYTES, PlantedFaults, Skipped};
 pub use source::{
     ConvergenceAnswer, FinishMode, FinishedMemory, SourceOptions, SourceSession, SourceSnapshot,
 };
 pub use target::{
-    DiskEndpoint, MemoryRecord, TargetOptions, TargetSession, TargetSnapshot, journal_path,
+    CheckedMemory, DiskEndpoint, MemoryRecord, Repair, TargetOptions, TargetSession,
+    TargetSnapshot, journal_path,
 };
 
 use std::time::Duration;

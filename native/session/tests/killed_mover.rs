@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use novacron_guest_process::GuestProcess;
-use novacron_session::{
+use novacron_session::{Exactness, PlantedFaults, 
     FinishMode, LaneListener, SourceSession, TargetOptions, TargetSession, journal_path,
 };
 use novacron_transport::tls::{Acceptor, AcceptorOptions};
@@ -71,6 +71,9 @@ fn the_mover_itself() {
         device_state_socket: "/nowhere".into(),
         disks: Vec::new(),
         post_copy_allowed: true,
+        balloon: false,
+        exactness: Exactness::Off,
+        planted: PlantedFaults::default(),
     };
     let session: TargetSession = match said("MOVER_MODE").as_str() {
         "expect" => listener.expect(options),

@@ -127,6 +127,7 @@ interface Faults {
   /** Takes many turns of the event loop; its end is traced, too. */
   readonly slow?: string;
   readonly digestAtTarget?: string;
+  readonly diskDigestAtTarget?: string;
   readonly ledger?: ReadonlyMap<LedgerEvent['kind'], 'refuse'>;
   readonly cutAt?: string;
   readonly silenceMs?: Readonly<Record<string, number>>;
@@ -206,6 +207,7 @@ function stage(faults: Faults = {}) {
   const memoryIn = Promise.withResolvers<void>();
   const snapshot = {
     round: 2, bytesPlanned: 1, bytesDone: 1, bytesOnWire: 1, ioSequence: [], diskBytes: 0,
+    diskDigests: ['a'.repeat(32)],
     postCopyFaults: 0, dirtyBytesPerSecond: 0, sendBytesPerSecond: 0, etaMs: 0,
     estimatedDowntimeMs: 0, convergence: '',
   } as unknown as SourceSnapshot;
@@ -225,10 +227,12 @@ function stage(faults: Faults = {}) {
       return { ...record, lastPassPages: 1, scanMs: 0, sendMs: 0, holesMs: 0 };
     },
     snapshot: () => snapshot,
+    checkImage: () => step('check-image'),
     raiseDisks: (epoch: number) => step(`h1:fence-${epoch}`),
     abort: () => step('session-abort'),
     close: () => Promise.resolve(),
   } as unknown as SourceSession;
+  const compared = { pageCount: 1, wrongPageCount: 0, wallMs: 1, cpuMs: 1 };
   const targetSession = {
     waitMemoryIn: async () => {
       await memoryIn.promise;
@@ -237,7 +241,11 @@ function stage(faults: Faults = {}) {
     flushDisks: () => step('flush'),
     raiseDisks: (epoch: number) => step(`h2:fence-${epoch}`),
     waitWhole: () => Promise.resolve({ digest: record.digest }),
-    snapshot: () => ({ ioSequence: [] }),
+    beginCheck: () => { trace.push('check-target'); },
+    waitChecked: () => Promise.resolve({
+      source: compared, target: compared, writtenPageCount: 0, wrongPageCount: 0 }),
+    endCheck: () => step('end-check'),
+    snapshot: () => ({ ioSequence: [], diskDigests: [faults.diskDigestAtTarget ?? 'a'.repeat(32)] }),
     close: () => Promise.resolve(),
   } as unknown as TargetSession;
   const deviceIn = Promise.withResolvers<void>();
@@ -271,6 +279,8 @@ function stage(faults: Faults = {}) {
       run(h2);
       return { eventMs: ledger.wallMs };
     },
+    pause: () => step('target-pause'),
+    goOn: () => step('target-go-on'),
     announce: () => step('announce'),
     stamp: (epoch) => step(`target-stamp-${epoch}`),
     kill: async () => {
@@ -282,7 +292,7 @@ function stage(faults: Faults = {}) {
   const common = { migration, vm, epoch: 1, log };
   const targetMove = new TargetMove({
     ...common, source: h1, world: world(h2), vmm: targetVmm, gates: gates(h2),
-    session: targetSession,
+    session: targetSession, exactness: 'after-resume', checkAfterMs: 0,
   });
   targetMove.attach(pair.b);
   const sourceMove = new SourceMove({
@@ -374,8 +384,10 @@ describe('the hand-over', () => {
     expect(scene.trace.filter((name) => order.includes(name))).toEqual(order);
   });
 
-  test('different digests never start the target', async () => {
-    const scene = stage({ digestAtTarget: 'e'.repeat(32) });
+  test.each([
+    { digestAtTarget: 'e'.repeat(32) }, { diskDigestAtTarget: 'e'.repeat(32) },
+  ])('different digests never start the target: %o', async (difference) => {
+    const scene = stage(difference);
     const outcome = await scene.outcome();
     expect(outcome).toMatchObject({ kind: 'failed', failure: { code: 'migration/digest' } });
     expect(scene.trace).not.toContain('target-resume');

@@ -48,7 +48,11 @@ export const peerMessage = z.discriminatedUnion('kind', [
   z.strictObject({ version, kind: z.literal('ping'), sentMs: clock }),
   z.strictObject({ version, kind: z.literal('pong'), sentMs: clock, nowMs: clock }),
   /** Source: disk mirror of all disks drained and detached; the target may flush for good. */
-  z.strictObject({ version, kind: z.literal('disks-drained') }),
+  z.strictObject({
+    version, kind: z.literal('disks-drained'),
+    /** What the mirrors wrote, a sum a disk; older sources do not say it. */
+    diskDigests: z.array(z.string().regex(/^[0-9a-f]{32}$/)).max(64).optional(),
+  }),
   /** Source: Quiesced is in the ledger with this record. */
   z.strictObject({ version, kind: z.literal('quiesced'), record }),
   /** Target: Started is in the ledger and RESUME was seen. */

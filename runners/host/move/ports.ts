@@ -4,6 +4,7 @@
  * in source-move.ts and target-move.ts knows nothing else.
  */
 import type { Logger } from 'pino';
+import type { ExactnessReport } from '../../../contracts/exactness.ts';
 import type { CodedError } from '../../../contracts/failures.ts';
 import type { HostName, Incarnation, MigrationId, VmName } from '../../../contracts/identity.ts';
 import type { MigrationPolicy } from '../../../contracts/migration.ts';
@@ -72,6 +73,10 @@ export interface TargetVmm {
   /** The writable exports for the mirrors are gone; called after the last flush. */
   closeExports(): Promise<void>;
   resume(): Promise<Stamped>;
+  /** Stops the running guest; nothing writes its memory when it resolves. */
+  pause(): Promise<void>;
+  /** After `pause`. */
+  goOn(): Promise<void>;
   /** Tells the segment where the VM is now. */
   announce(): Promise<void>;
   stamp(epoch: number): Promise<void>;
@@ -136,8 +141,11 @@ export interface MoveNote {
   /**
    * `open`: a target is prepared; should the ledger have committed this very migration, everything
    * had arrived, for that is what Ready attests. The source's stages follow its hand-over.
+   * `damaged`: the VM started here with wrong pages and stands until an operator decides.
    */
-  readonly stage: 'open' | 'quiescing' | 'handed-over';
+  readonly stage: 'open' | 'quiescing' | 'handed-over' | 'damaged';
+  /** What the check found, of a damaged one. */
+  readonly exactness?: ExactnessReport | undefined;
   /** In a source's notes. */
   readonly lanes?: MoveLanes | undefined;
 }

@@ -4,6 +4,7 @@
  * any more, pages are served until the target is whole (docs/ownership.md, host rule 6).
  */
 import type { Logger } from 'pino';
+import { plainReport } from '../../../contracts/exactness.ts';
 import { CodedError } from '../../../contracts/failures.ts';
 import type { HostName } from '../../../contracts/identity.ts';
 import type { VmEntry } from '../../../contracts/ownership.ts';
@@ -39,7 +40,9 @@ export class ResumedTarget {
     this.outcome = session.waitWhole().then(
       () => {
         log.info({ epoch }, 'every page is here');
-        return { kind: 'running', digest, epoch } as const;
+        const detail = 'the runner of the target was replaced in post-copy';
+        const exactness = plainReport('unverified', detail);
+        return { kind: 'running', digest, epoch, exactness } as const;
       },
       (error: unknown) => {
         this.#stage = 'ended';
@@ -54,6 +57,8 @@ export class ResumedTarget {
   get stage(): string {
     return this.#stage;
   }
+  /** What was sent before this runner came is not known to it. */
+  readonly isChecked = true;
   /** The words of the hand-over are said; only lanes are needed now. */
   attach(link: PeerConversation): void {
     link.close();

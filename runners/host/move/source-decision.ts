@@ -5,6 +5,8 @@
  * timers only decide what to propose.
  */
 import type { HostName, MigrationId } from '../../../contracts/identity.ts';
+import { timing } from '../../../contracts/limits.ts';
+import type { MigrationPolicy } from '../../../contracts/migration.ts';
 import type { VmEntry } from '../../../contracts/ownership.ts';
 
 /** An answer takes a few ms; a read that took longer met a ledger that was away, ms. */
@@ -42,6 +44,10 @@ export interface SourceView {
   /** Before this the source proposes nothing by itself, ms. */
   readonly selfDecisionMs: number;
 }
+
+/** How long a source waits for a Ready: comparing memory in the blackout takes its time. */
+export const patienceMs = ({ exactness }: Pick<MigrationPolicy, 'exactness'>): number =>
+  exactness === 'before-resume' ? timing.exactnessCheckMsMax : timing.blackoutSelfDecisionMs;
 
 export type SourceStep =
   /** The target's start is in the ledger: forward only. */

@@ -4,20 +4,20 @@
  * engine's, ownership the ledger's, and what to do while the VM stands is source-decision.ts.
  */
 import { CodedError, failureReport, type FailureReport } from '../../../contracts/failures.ts';
-import { timing } from '../../../contracts/limits.ts';
 import type {
   SessionCommand, SessionOutcome, SessionProgress,
 } from '../../../contracts/migration.ts';
 import type { TransferRecord } from '../../../contracts/ownership.ts';
 import type { ConvergenceDecision } from '../../data-plane/sessions.ts';
 import { transferFigures } from './figures.ts';
+import { tendFrozenImage } from './frozen-image.ts';
 import { giveUpCause, outcomeBeforeStop } from './give-up-cause.ts';
 import { proposeUntilAnswered, readEntry, sourceNote } from './ledger-steps.ts';
 import type { PeerMessage } from './peer-messages.ts';
 import type { PeerConversation, SourceMoveOptions } from './ports.ts';
 import { ProgressLooks } from './progress.ts';
 import { applyCommand } from './session-command.ts';
-import { nextSourceStep, Patience } from './source-decision.ts';
+import { nextSourceStep, Patience, patienceMs } from './source-decision.ts';
 
 /** How often the ledger is asked while the VM stands and nothing is heard, ms. */
 const lookEveryMs = 50;
@@ -263,7 +263,8 @@ export class SourceMove {
     const device = hasMirrors ? drained.then(send) : send();
     device.catch(() => undefined);
     const memory = session.finishMemory({ mode });
-    const told = drained.then(() => this.#link?.send({ version: 1, kind: 'disks-drained' }));
+    const told = drained.then(() => this.#link?.send({
+      version: 1, kind: 'disks-drained', diskDigests: [...session.snapshot().diskDigests] }));
     const [finished] = await Promise.all([memory, told]);
     const record = world.sign({
       version: 1, migration, epoch,
@@ -293,7 +294,7 @@ export class SourceMove {
         host: world.host, migration, epoch, entry,
         targetGaveUp: this.#targetFailure !== null || this.#link === null,
         waitedMs: patience.waitedMs({ askedMs, answeredMs: world.nowMs() }),
-        selfDecisionMs: timing.blackoutSelfDecisionMs,
+        selfDecisionMs: patienceMs(this.#options.policy),
       });
       switch (step.kind) {
         case 'handed-over':
@@ -377,12 +378,10 @@ export class SourceMove {
     });
     const missing = facts.record.missingPageCount;
     this.#phase = missing > 0 ? 'post-copy' : 'ended';
-    if (missing > 0) {
-      void session.servePostCopy().then(
-        () => { this.#phase = 'ended'; },
-        (error: unknown) => log.error({ error: String(error) }, 'post-copy failed'),
-      );
-    }
+    void tendFrozenImage({
+      missingPageCount: missing, exactness: this.#options.policy.exactness, session, log,
+      served: () => { this.#phase = 'ended'; },
+    });
     const entry = await readEntry(world, vm);
     const targetIncarnation = message?.incarnation ?? entry?.startedBy ?? null;
     if (targetIncarnation === null) throw new CodedError('internal', 'a start without incarnation');

@@ -4,10 +4,12 @@
  * bytes are moved by the data plane, QEMU is driven through ports.ts.
  */
 import type { Logger } from 'pino';
+import type { ExactnessMode, ExactnessReport } from '../../../contracts/exactness.ts';
 import { CodedError, type FailureCode } from '../../../contracts/failures.ts';
 import type { HostName, MigrationId, VmName } from '../../../contracts/identity.ts';
 import type { TransferRecord, VmEntry } from '../../../contracts/ownership.ts';
 import type { MemoryRecord, TargetSession } from '../../data-plane/sessions.ts';
+import { checkExactness } from './exactness-check.ts';
 import { proposeUntilAnswered, readEntry } from './ledger-steps.ts';
 import type { PeerMessage, TargetMarks } from './peer-messages.ts';
 import type { MoveWorld, PeerConversation, TargetVmm, VmGates } from './ports.ts';
@@ -22,16 +24,34 @@ export interface TargetMoveOptions {
   readonly vmm: TargetVmm;
   readonly gates: VmGates;
   readonly session: TargetSession;
+  readonly exactness: ExactnessMode;
+  /** 0 but in a lab. */
+  readonly checkAfterMs: number;
   readonly log: Logger;
 }
 
 /** How the take-over ended. */
 export type TakeOver =
-  | { readonly kind: 'running'; readonly digest: string; readonly epoch: number }
+  | {
+      readonly kind: 'running';
+      readonly digest: string;
+      readonly epoch: number;
+      readonly exactness: ExactnessReport;
+    }
   | { readonly kind: 'gave-up'; readonly code: FailureCode; readonly detail: string };
 
 function throwFirst(ends: readonly PromiseSettledResult<unknown>[]): void {
   for (const end of ends) if (end.status === 'rejected') throw end.reason;
+}
+
+/** What passed the gate must be what the source's mirrors sent. Failure: migration/digest. */
+function requireEqualDisks(
+  received: readonly string[], sent: readonly string[] | undefined,
+): void {
+  const wrong = sent?.findIndex((digest, disk) => digest !== received[disk]) ?? -1;
+  if (wrong === -1) return;
+  throw new CodedError('migration/digest', `disk ${wrong}: the mirror's writes add up to`
+    + ` ${received[wrong]} here, to ${sent?.[wrong]} at the source`);
 }
 
 /** Marks that were not reached stand at this; they never leave the file. */
@@ -42,7 +62,8 @@ export class TargetMove {
   readonly #options: TargetMoveOptions;
   readonly #outcome = Promise.withResolvers<TakeOver>();
   readonly #quiesced = Promise.withResolvers<TransferRecord>();
-  readonly #disksDrained = Promise.withResolvers<void>();
+  /** With what the source's mirrors wrote; undefined from an older source. */
+  readonly #disksDrained = Promise.withResolvers<readonly string[] | undefined>();
   readonly #givenUp = Promise.withResolvers<never>();
   readonly #pass: { leave(): void };
   #link: PeerConversation | null = null;
@@ -52,6 +73,7 @@ export class TargetMove {
   };
   #stage: 'waiting' | 'taking-over' | 'ready' | 'committed' | 'running' | 'ended' = 'waiting';
   #digest = '';
+  #isChecked = false;
   #nicsOpen: Promise<void> = Promise.resolve();
 
   /** Failure: ownership/refused when the gate here is above the source's epoch. */
@@ -70,6 +92,10 @@ export class TargetMove {
   }
   get stage(): string {
     return this.#stage;
+  }
+  /** The images are compared, or the patience for that is over. */
+  get isChecked(): boolean {
+    return this.#isChecked;
   }
   get session(): TargetSession {
     return this.#options.session;
@@ -104,7 +130,7 @@ export class TargetMove {
 
   #receive(message: PeerMessage): void {
     if (message.kind === 'quiesced') this.#quiesced.resolve(message.record);
-    if (message.kind === 'disks-drained') this.#disksDrained.resolve();
+    if (message.kind === 'disks-drained') this.#disksDrained.resolve(message.diskDigests);
   }
 
   async #takeOver(): Promise<void> {
@@ -140,8 +166,9 @@ export class TargetMove {
     const device = vmm.loaded().then(() => {
       this.#marks.deviceInMs = world.nowMs();
     });
-    const flushed = this.#disksDrained.promise.then(async () => {
+    const flushed = this.#disksDrained.promise.then(async (written) => {
       await session.flushDisks();
+      requireEqualDisks(session.snapshot().diskDigests, written);
       // Not beside the load: QEMU fails it when a disk changes hands meanwhile.
       await device;
       await vmm.closeExports();
@@ -239,11 +266,24 @@ export class TargetMove {
     }
   }
 
-  /** Post-copy: the outcome waits for the last page, however long the link is away. */
+  /**
+   * The outcome waits for the last page, however long the link is away in post-copy, and then for
+   * the check of the memory, which has a limit.
+   */
   async #awaitWhole(epoch: number): Promise<void> {
+    const { session, vmm, gates, world, vm, migration, source, log } = this.#options;
     try {
-      await this.#options.session.waitWhole();
-      this.#outcome.resolve({ kind: 'running', digest: this.#digest, epoch });
+      await session.waitWhole();
+      const note = {
+        version: 1, migration, side: 'target', epoch: epoch - 1, peer: source,
+      } as const;
+      const exactness = await checkExactness({
+        mode: this.#options.exactness, afterMs: this.#options.checkAfterMs, epoch, session, vmm, gates, log,
+        noteDamage: (report) => world.note(vm, report === null
+          ? { ...note, stage: 'open' } : { ...note, stage: 'damaged', exactness: report }),
+      });
+      this.#isChecked = true;
+      this.#outcome.resolve({ kind: 'running', digest: this.#digest, epoch, exactness });
     } catch (error) {
       const coded = error instanceof CodedError ? error : null;
       this.#stage = 'ended';

@@ -6,6 +6,7 @@ import { generateKeyPairSync, randomBytes } from 'node:crypto';
 import type { KeyObject } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { HostOperations } from '../../../activities/host-operations.ts';
+import type { ExactnessReport } from '../../../contracts/exactness.ts';
 import { CodedError, failureReport } from '../../../contracts/failures.ts';
 import { hostName, incarnation, vmName } from '../../../contracts/identity.ts';
 import type { HostName, Incarnation, MigrationId, VmName } from '../../../contracts/identity.ts';
@@ -54,6 +55,8 @@ export class FakeDatacentre {
   copyMs = 50;
   /** What a source says at its release that it has sent in all. */
   late: LateFigures | null = null;
+  /** What a target's check finds; null: it answers as runners did that knew no check. */
+  damage: ExactnessReport | null = null;
   disks = 0;
   readonly #keys: ReadonlyMap<HostName, KeyObject>;
 
@@ -305,7 +308,14 @@ export class FakeDatacentre {
       verifyTarget: async (step) => {
         await this.#fault('verifyTarget', step, host);
         const entry = await this.entry(step.vm);
-        return { digest: entry?.ready?.digest ?? '' };
+        const digest = entry?.ready?.digest ?? '';
+        return this.damage === null ? { digest } : { digest, exactness: this.damage };
+      },
+      resolveDamage: async (step) => {
+        await this.#fault('resolveDamage', step, host);
+        this.damage = null;
+        const epoch = (await this.entry(step.vm))?.epoch ?? 0;
+        return { runState: 'running', incarnation: null, epoch };
       },
       releaseSource: async (step) => {
         await this.#fault('releaseSource', step, host);

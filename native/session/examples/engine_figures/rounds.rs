@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use novacron_guest_process::GuestProcess;
-use novacron_session::{
+use novacron_session::{Exactness, PlantedFaults, 
     FinishMode, LaneListener, SourceOptions, SourceSession, TargetOptions, TargetSession,
 };
 use novacron_transport::Link;
@@ -90,6 +90,9 @@ impl Rounds {
             device_state_socket: at("dt"),
             disks: Vec::new(),
             post_copy_allowed: false,
+            balloon: false,
+            exactness: Exactness::Off,
+            planted: PlantedFaults::default(),
         });
         let source = SourceSession::open(SourceOptions {
             migration,
@@ -107,6 +110,8 @@ impl Rounds {
             post_copy: false,
             balloon: true,
             deadline_ms: 60_000.0,
+            exactness: Exactness::Off,
+            planted: PlantedFaults::default(),
         });
         (source.expect("a source"), target.expect("a target"), (incoming, device))
     }

@@ -13,8 +13,9 @@ use novacron_guest_memory::DirtyTracker;
 
 use crate::completion::lock;
 use crate::failure::Failure;
+use crate::image_check::Exactness;
 use crate::source::snapshot::remaining_bytes;
-use crate::source::survey;
+use crate::source::{check, survey};
 use crate::source::{ConvergenceAnswer, FinishMode, FinishedMemory, Shared};
 
 /// How often a long round looks at rates; the first look comes as early as a rate is worth it.
@@ -208,7 +209,17 @@ impl<'a> Driver<'a> {
     fn collect(&mut self) -> Result<u64, Failure> {
         let dirty = &self.shared.dirty;
         let mut added = 0;
-        let totals = self.tracker.collect(|first, count| added += dirty.insert_run(first, count))?;
+        let planted = &self.shared.planted;
+        let totals = self.tracker.collect(|first, count| {
+            if planted.faults().skipped.is_none() {
+                added += dirty.insert_run(first, count);
+                return;
+            }
+            for page in first..first + count {
+                let missed = planted.skips(&self.shared.memory, page);
+                added += if missed { 0 } else { dirty.insert_run(page, 1) };
+            }
+        })?;
         let seconds = self.collected_at.elapsed().as_secs_f64();
         self.collected_at = Instant::now();
         let bytes = (totals.pages * PAGE_BYTES as u64) as f64;
@@ -283,6 +294,7 @@ impl<'a> Driver<'a> {
         let holes_ms;
         if mode == FinishMode::PostCopy {
             self.find_new_holes()?;
+            check::before_start(shared)?;
             holes_ms = millis(scanned);
             for chunk in 0..shared.dirty.chunks() {
                 let set = shared.dirty.take(chunk);
@@ -295,6 +307,9 @@ impl<'a> Driver<'a> {
         } else {
             shared.orders.start_last(mode, false);
             self.find_new_holes()?;
+            if shared.options.exactness == Exactness::BeforeResume && shared.orders.wait_lanes() {
+                check::before_start(shared)?;
+            }
             holes_ms = millis(scanned);
             shared.orders.holes_known();
         }

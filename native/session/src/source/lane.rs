@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Instant;
 
-use novacron_core::digest::{DigestTable, PageHasher};
+use novacron_core::digest::PageHasher;
 use novacron_core::frame::{Frame, HEADER_BYTES, PAGES_HEAD_BYTES, pages_head};
 use novacron_core::hello::LaneRole;
 use novacron_core::pages::PageSet;
@@ -17,6 +17,7 @@ use crate::completion::lock;
 use crate::{OPEN_WAIT_MAX, REFUSED_PAUSE};
 use crate::failure::{Failure, FailureCode};
 use crate::frames::FrameReader;
+use crate::image_check::LaneTable;
 use crate::source::flight::{Cargo, Flight, Sent};
 use crate::source::orders::{Action, LaneDone, Phase};
 use crate::source::{FinishMode, Shared};
@@ -56,7 +57,7 @@ pub(crate) struct LaneSender {
     shared: Arc<Shared>,
     index: usize,
     flight: Arc<Flight>,
-    table: DigestTable,
+    table: LaneTable,
     hasher: PageHasher,
     buffer: Vec<u8>,
     used: usize,
@@ -71,13 +72,11 @@ pub(crate) struct LaneSender {
 
 impl LaneSender {
     pub(crate) fn new(shared: Arc<Shared>, index: usize) -> Self {
-        let lanes = shared.lane_count;
-        let before_final = if shared.resumed { 0 } else { shared.dirty.chunks().div_ceil(lanes) };
         let flight = shared.flights[index].clone();
         Self {
             index,
             flight,
-            table: DigestTable::new(before_final * CHUNK_PAGES),
+            table: shared.tables[index].clone(),
             hasher: PageHasher::new(),
             buffer: vec![0; GATHER_BYTES + HEAD + CHUNK_BYTES],
             used: 0,
@@ -250,7 +249,7 @@ impl LaneSender {
     fn finish(&mut self, writer: &mut LaneWriter, mode: FinishMode) -> Result<(), Stop> {
         self.sweep(writer, Worth::All)?;
         self.write_out(writer)?;
-        if !self.shared.orders.wait_holes() {
+        if !self.shared.orders.wait_holes(self.index) {
             return Err(Stop::Ended);
         }
         self.sweep(writer, Worth::All)?;
@@ -353,6 +352,8 @@ impl LaneSender {
             self.shared.memory.read(&mut self.buffer[at..end], offset)?;
             at = end;
         }
+        let planted = &self.shared.planted;
+        planted.flip(planted.faults().read, chunk, &pages, &mut self.buffer[start..at]);
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! The source of one try: options, shared state, and the handle that the runner holds.
 
+mod check;
 mod driver;
 mod faults;
 mod flight;
@@ -9,6 +10,7 @@ mod push_window;
 mod rates;
 mod snapshot;
 mod survey;
+mod tunnels;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,9 +19,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use novacron_core::convergence::Decision;
-use novacron_core::frame::Refusal;
+use novacron_core::frame::{Checked, Refusal};
 use novacron_core::hello::{Hello, LaneRole};
-use novacron_core::{LANE_COUNT_MAX, MEMORY_BYTES_MAX, PAGE_BYTES};
+use novacron_core::{CHUNK_PAGES, LANE_COUNT_MAX, MEMORY_BYTES_MAX, PAGE_BYTES};
 use novacron_disk::GateOptions;
 use novacron_guest_memory::{MemoryFile, WriteMarks};
 use novacron_transport::{Lane, Link};
@@ -27,17 +29,21 @@ use novacron_transport::{Lane, Link};
 use crate::completion::{Answer, lock};
 use crate::disks::Disks;
 use crate::failure::{Failure, FailureCode, is_refusal};
+use crate::image_check::{Exactness, LaneTable};
 use crate::pacer::Pacer;
 use crate::page_bits::PageBits;
+use crate::planted::{Planted, PlantedFaults};
 use crate::tunnel::{self, TunnelFigures};
 use crate::wire::Wire;
 use crate::{LINK_LOST_MAX, OPEN_WAIT_MAX, REOPEN_PAUSE_MAX, REOPEN_PAUSE_MIN};
+pub(crate) use check::WRONG_PAGES_MAX;
 use flight::{Cargo, Flight, Sent};
 use lane::LaneSender;
 use orders::{Orders, Phase};
 use push_window::PushWindow;
 pub use snapshot::SourceSnapshot;
 use snapshot::View;
+use tunnels::{device_tunnel, disk_tunnel};
 
 /// What a source needs for one try.
 #[derive(Clone)]
@@ -60,6 +66,9 @@ pub struct SourceOptions {
     /// Pages may become holes without being written: they are looked for in the last pass.
     pub balloon: bool,
     pub deadline_ms: f64,
+    pub exactness: Exactness,
+    /// None but in tests.
+    pub planted: PlantedFaults,
 }
 
 /// What goes over while the VM stands.
@@ -102,6 +111,8 @@ pub(crate) struct Figures {
     reconnects: AtomicU64,
     lanes_open: AtomicU64,
     faults: AtomicU64,
+    /// By a check, of all pages.
+    pub(crate) compared_pages: AtomicU64,
 }
 
 /// Everything that the threads of one source share.
@@ -124,6 +135,12 @@ pub(crate) struct Shared {
     /// One for each lane, from the moment that tracking is armed.
     pub(crate) marks: Mutex<Vec<WriteMarks>>,
     late_sum: Mutex<u128>,
+    /// What each lane has sent of its pages.
+    pub(crate) tables: Vec<LaneTable>,
+    pub(crate) checked: Answer<Checked>,
+    /// Pages of the frozen image that were sent otherwise.
+    pub(crate) wrong: PageBits,
+    pub(crate) planted: Planted,
     pub(crate) push_window: PushWindow,
     pub(crate) flights: Vec<Arc<Flight>>,
     pub(crate) orders: Orders,
@@ -277,6 +294,7 @@ impl Shared {
         self.converged.give(Err(failure.clone()));
         self.finished.give(Err(failure.clone()));
         self.whole.give(Err(failure.clone()));
+        self.checked.give(Err(failure.clone()));
     }
 }
 
@@ -285,6 +303,7 @@ pub struct SourceSession {
     shared: Arc<Shared>,
     driver: Mutex<Option<JoinHandle<()>>>,
     connecting: Mutex<bool>,
+    checking: Mutex<bool>,
     aborted: Mutex<bool>,
 }
 
@@ -309,6 +328,8 @@ impl SourceSession {
             .map_err(|error| Failure::new(FailureCode::InputInvalid, error.to_string()))?;
         let lane_count = usize::from(options.lane_count);
         let bits = || PageBits::new(options.memory_bytes);
+        let chunks = if resumed { 0 } else { bits().chunks() };
+        let table = |_| LaneTable::new(chunks.div_ceil(lane_count) * CHUNK_PAGES);
         let shared = Shared {
             resumed,
             lane_count,
@@ -320,6 +341,10 @@ impl SourceSession {
             counted: bits(),
             marks: Mutex::new(Vec::new()),
             late_sum: Mutex::new(0),
+            tables: (0..lane_count).map(table).collect(),
+            checked: Answer::default(),
+            wrong: bits(),
+            planted: Planted::new(options.planted),
             push_window: PushWindow::default(),
             flights: (0..lane_count).map(|_| Arc::new(Flight::default())).collect(),
             orders: Orders::new(lane_count),
@@ -341,6 +366,7 @@ impl SourceSession {
             shared: Arc::new(shared),
             driver: Mutex::new(None),
             connecting: Mutex::new(false),
+            checking: Mutex::new(false),
             aborted: Mutex::new(false),
         })
     }
@@ -429,6 +455,19 @@ impl SourceSession {
             self.shared.orders.start_push();
         }
         &self.shared.whole
+    }
+
+    /// Once the target runs with every page: compares the frozen image with what was sent, unless
+    /// that was done before the start, and tells the target. The image must stay until it is told.
+    pub fn check_image(&self) -> &Answer<Checked> {
+        let begun = std::mem::replace(&mut *lock(&self.checking), true);
+        if !begun && !self.shared.resumed && self.shared.options.exactness != Exactness::Off {
+            let shared = self.shared.clone();
+            if let Err(failure) = start("check", move || check::after_start(&shared)) {
+                self.shared.checked.give(Err(failure));
+            }
+        }
+        &self.shared.checked
     }
 
     pub fn set_bandwidth(&self, bytes_per_second: u64) {
@@ -551,50 +590,5 @@ pub(crate) fn in_thread(
     });
     if let Err(failure) = started && let Some(done) = lock(&done).take() {
         done(Err(failure));
-    }
-}
-
-/// Holds a lane open for QEMU's device state, and relays it when QEMU connects.
-fn device_tunnel(shared: &Arc<Shared>, listener: &tunnel::SocketListener) {
-    let mut told = false;
-    while let Some(lane) = shared.open_lane(LaneRole::Device) {
-        let ticket = shared.wire.add(lane.control.clone());
-        if !std::mem::replace(&mut told, true) {
-            shared.one_ready();
-        }
-        let waiting = tunnel::wait_for_client(listener, &lane.control, || shared.ended());
-        let relayed = waiting.map(|client| tunnel::relay_source(client, lane, &shared.device));
-        shared.wire.remove(ticket);
-        match relayed {
-            Some(Err(failure)) => return shared.note_device_failure(failure),
-            Some(Ok(())) => return,
-            None => shared.note_break("the device lane broke"),
-        }
-    }
-}
-
-/// Relays each connection of a mirror job over a lane of its own.
-fn disk_tunnel(shared: &Arc<Shared>, listener: &tunnel::SocketListener, index: u16) {
-    while let Some(client) = listener.accept(|| shared.ended()) {
-        let shared = shared.clone();
-        let relay = move || {
-            if let Some(lane) = shared.open_lane(LaneRole::Disk { index }) {
-                let ticket = shared.wire.add(lane.control.clone());
-                shared.disks.relay_out(usize::from(index), client, lane);
-                shared.wire.remove(ticket);
-            }
-        };
-        if start(&format!("disk-{index}-relay"), relay).is_err() {
-            return;
-        }
-    }
-}
-
-impl Shared {
-    /// A device tunnel that breaks midway ends the try: QEMU can't send its state a second time.
-    fn note_device_failure(&self, failure: Failure) {
-        if self.orders.phase() != Phase::Push && self.whole.peek().is_none() {
-            lock(&self.view).device_failure = Some(failure);
-        }
     }
 }

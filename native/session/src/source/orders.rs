@@ -42,6 +42,8 @@ struct State {
     sweep: u64,
     push: u64,
     holes_known: bool,
+    /// Lanes that wait for the holes: what they had to send is in their tables.
+    waiting: Vec<bool>,
     finish: Option<FinishMode>,
     swept: Vec<u64>,
     sums: Vec<Option<u128>>,
@@ -59,6 +61,7 @@ impl Orders {
             sweep: 0,
             push: 0,
             holes_known: false,
+            waiting: vec![false; lane_count],
             finish: None,
             swept: vec![0; lane_count],
             sums: vec![None; lane_count],
@@ -97,8 +100,10 @@ impl Orders {
     }
 
     /// Waits until the walk over the holes has added its pages; `false` when the session ended.
-    pub(crate) fn wait_holes(&self) -> bool {
+    pub(crate) fn wait_holes(&self, lane: usize) -> bool {
         let mut state = lock(&self.state);
+        state.waiting[lane] = true;
+        self.changed.notify_all();
         while !state.holes_known && state.phase != Phase::Ended {
             state = self.wait(state, Duration::from_secs(1));
         }
@@ -157,6 +162,15 @@ impl Orders {
                 state.holes_known = holes_known;
             }
         });
+    }
+
+    /// Waits until every lane waits for the holes; `false` when the session ended.
+    pub(crate) fn wait_lanes(&self) -> bool {
+        let mut state = lock(&self.state);
+        while !state.waiting.iter().all(|waiting| *waiting) && state.phase != Phase::Ended {
+            state = self.wait(state, Duration::from_secs(1));
+        }
+        state.phase != Phase::Ended
     }
 
     pub(crate) fn holes_known(&self) {

@@ -92,6 +92,10 @@ pub struct SourceSnapshot {
     pub io_sequence: Vec<u64>,
     pub missing_pages: u64,
     pub faults: u64,
+    /// Sums over each disk's answered writes.
+    pub disk_digests: Vec<u128>,
+    /// Of the image check so far.
+    pub compared_pages: u64,
     pub failure: Option<Failure>,
 }
 
@@ -155,8 +159,10 @@ pub(crate) fn take(shared: &Shared, aborted: bool) -> SourceSnapshot {
         device_bytes: shared.device.bytes(),
         disk_bytes: shared.disks.write_bytes(),
         io_sequence: shared.disks.io_sequence(),
+        disk_digests: shared.disks.digests(),
         missing_pages: shared.missing.count(),
         faults: load(&shared.figures.faults),
+        compared_pages: load(&shared.figures.compared_pages),
         failure: failure.or_else(|| view.device_failure.clone()),
     }
 }

@@ -22,7 +22,7 @@ use crate::frames::{FrameReader, send_now};
 use crate::page_bits::{PageBits, pages_of_chunk};
 use crate::source::start;
 use crate::target::journal::{Journal, JournalKey};
-use crate::target::{MemoryRecord, Shared, refuse};
+use crate::target::{MemoryRecord, Shared, check, refuse};
 
 /// How often a fault server without faults looks whether it is still needed.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -50,6 +50,7 @@ impl Prepared {
         } else {
             None
         };
+        check::arm(shared)?;
         shared.memory.discard_all()?;
         Ok(Self { faults: Mutex::new(faults) })
     }
@@ -388,7 +389,13 @@ fn map_run(shared: &Shared, active: &Active, first: u64, count: u64) -> Result<(
 
 /// The last missing page came: faults go off, the digest is known.
 fn become_whole(shared: &Arc<Shared>, active: &Active) -> Result<(), Failure> {
-    active.userfault.unregister(&active.mapping)?;
+    if shared.check.is_armed() {
+        // The marks of writes stay; whoever waits tries again and finds every page.
+        active.userfault.register(&active.mapping, FaultMode::TrackWrites)?;
+        active.userfault.wake_all(&active.mapping)?;
+    } else {
+        active.userfault.unregister(&active.mapping)?;
+    }
     let digest = shared.final_sum().wrapping_add(*lock(&shared.faults.late_sum));
     shared.whole.give(Ok(digest));
     tell_whole(shared);

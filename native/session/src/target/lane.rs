@@ -58,6 +58,9 @@ impl Receiver<'_> {
         let Lane { reader, mut writer, .. } = lane;
         send_now(&mut writer, state.applied, Frame::Resume)?;
         let mut frames = FrameReader::new(reader);
+        if self.shared.planted.faults().received {
+            frames.spoil_once();
+        }
         let (mut bytes, mut since) = (0, 0);
         loop {
             let (sequence, frame) = frames.next()?;
@@ -135,6 +138,9 @@ impl Receiver<'_> {
         bytes: &[u8],
     ) -> Result<(), Failure> {
         let base = (chunk * CHUNK_BYTES) as u64;
+        let planted = &self.shared.planted;
+        let mut spoilt = Vec::new();
+        let bytes = planted.decoded(chunk, &data, bytes, &mut spoilt);
         let mut numbers = [0; CHUNK_PAGES];
         let mut at = 0;
         for (first, count) in data.runs() {
@@ -157,6 +163,7 @@ impl Receiver<'_> {
             let page = numbers[index] as usize % CHUNK_PAGES;
             state.table.replace(self.index_of(chunk, page), value);
         });
+        planted.flip_stored(&self.shared.memory, chunk, &data);
         let count = data.count() as u64;
         self.shared.figures.received_pages.fetch_add(count, Ordering::Relaxed);
         Ok(())

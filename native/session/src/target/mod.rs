@@ -1,5 +1,6 @@
 //! The target of one try: what it expects, its shared state, and the handle that the runner holds.
 
+mod check;
 mod faults;
 mod journal;
 mod lane;
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use novacron_core::digest::{DigestTable, MissingHasher};
+use novacron_core::digest::MissingHasher;
 use novacron_core::frame::{Frame, Refusal};
 use novacron_core::hello::{Hello, LaneRole};
 use novacron_core::{CHUNK_PAGES, MEMORY_BYTES_MAX, PAGE_BYTES};
@@ -21,10 +22,14 @@ use crate::completion::{Answer, lock};
 use crate::disks::Disks;
 use crate::failure::{Failure, FailureCode};
 use crate::frames::send_now;
+use crate::image_check::{Exactness, LaneTable};
 use crate::page_bits::PageBits;
+use crate::planted::{Planted, PlantedFaults};
 use crate::source::{in_thread, start};
 use crate::tunnel::{self, TunnelFigures};
 use crate::wire::Wire;
+use check::CheckState;
+pub use check::{CheckedMemory, Repair};
 use faults::{FaultServer, Prepared};
 pub use journal::journal_path;
 
@@ -50,6 +55,11 @@ pub struct TargetOptions {
     pub device_state_socket: PathBuf,
     pub disks: Vec<DiskEndpoint>,
     pub post_copy_allowed: bool,
+    /// Pages may become holes without being written.
+    pub balloon: bool,
+    pub exactness: Exactness,
+    /// None but in tests.
+    pub planted: PlantedFaults,
 }
 
 /// What the target holds when the final markers are in.
@@ -72,6 +82,10 @@ pub struct TargetSnapshot {
     pub io_sequence: Vec<u64>,
     pub missing_pages: u64,
     pub faults: u64,
+    /// Sums over each disk's answered writes.
+    pub disk_digests: Vec<u128>,
+    /// Of the image check so far.
+    pub compared_pages: u64,
     pub failure: Option<Failure>,
 }
 
@@ -85,11 +99,13 @@ pub(crate) struct Figures {
 /// What the target remembers of a memory lane, over all its connections.
 pub(crate) struct LaneState {
     pub(crate) applied: u64,
-    pub(crate) table: DigestTable,
+    pub(crate) table: LaneTable,
     pub(crate) last: bool,
 }
 
 pub(crate) struct LaneSlot {
+    /// That of the state, for a check: the state belongs to its lane as long as that is open.
+    table: LaneTable,
     pub(crate) state: Mutex<LaneState>,
     /// The present connection: a new one ends it before it waits for the state.
     pub(crate) current: Mutex<Option<LaneControl>>,
@@ -106,6 +122,8 @@ pub(crate) struct Shared {
     prepared: Answer<Arc<Prepared>>,
     pub(crate) missing: PageBits,
     pub(crate) faults: FaultServer,
+    pub(crate) check: CheckState,
+    pub(crate) planted: Planted,
     pub(crate) wire: Wire,
     pub(crate) figures: Figures,
     device: TunnelFigures,
@@ -145,6 +163,7 @@ impl Shared {
             prepared.let_go();
         }
         self.faults.let_go();
+        self.check.end(failure, self.faults.left() > 0);
         self.memory_in.give(Err(failure.clone()));
         self.whole.give(Err(failure.clone()));
     }
@@ -155,17 +174,21 @@ impl Shared {
         let slots = self.lanes.get_or_init(|| {
             let before_final = if self.resumed { 0 } else { chunks.div_ceil(usize::from(count)) };
             let pages = before_final * CHUNK_PAGES;
-            let slot = |_| LaneSlot {
-                state: Mutex::new(LaneState {
-                    applied: 0,
-                    table: DigestTable::new(pages),
-                    last: self.resumed,
-                }),
-                current: Mutex::new(None),
+            let slot = |_| {
+                let table = LaneTable::new(pages);
+                let (applied, last) = (0, self.resumed);
+                let state = LaneState { applied, table: table.clone(), last };
+                LaneSlot { table, state: Mutex::new(state), current: Mutex::new(None) }
             };
             (0..count).map(slot).collect()
         });
         if slots.len() == usize::from(count) { slots.get(usize::from(index)) } else { None }
+    }
+
+    /// The digests of what each lane has received.
+    fn tables(&self) -> Vec<LaneTable> {
+        let slots = self.lanes.get().map_or(&[][..], Vec::as_slice);
+        slots.iter().map(|slot| slot.table.clone()).collect()
     }
 
     /// Waits until memory may be written.
@@ -183,6 +206,7 @@ impl Shared {
             (*finals == self.lanes.get().map_or(0, Vec::len)).then_some(*total)
         };
         let Some(digest) = all else { return Ok(()) };
+        check::before_start(self)?;
         let mut missing = MissingHasher::default();
         for chunk in 0..self.missing.chunks() {
             missing.chunk(chunk as u64, self.missing.get(chunk));
@@ -263,6 +287,8 @@ impl TargetSession {
             prepared: Answer::default(),
             missing: PageBits::new(bytes),
             faults: FaultServer::new(bytes),
+            check: CheckState::default(),
+            planted: Planted::new(options.planted),
             wire: Wire::default(),
             figures: Figures::default(),
             device: TunnelFigures::default(),
@@ -289,6 +315,32 @@ impl TargetSession {
     /// Every page is present.
     pub fn whole(&self) -> &Answer<u128> {
         &self.shared.whole
+    }
+
+    /// Once the guest runs with every page: compares the memory file with what was received.
+    /// Repeating it does no harm.
+    pub fn begin_check(&self) {
+        check::after_start(&self.shared);
+    }
+
+    /// What both sides' comparisons came to.
+    pub fn checked(&self) -> &Answer<CheckedMemory> {
+        self.shared.check.done()
+    }
+
+    /// Puts wrong pages right that the guest has not written. The VM must stand.
+    pub fn repair(&self, done: impl FnOnce(Result<Repair, Failure>) + Send + 'static) {
+        check::repair(&self.shared, done);
+    }
+
+    /// Ends the tracking of the guest's writes; repeating it does nothing.
+    pub fn end_check(&self, done: impl FnOnce(Result<(), Failure>) + Send + 'static) {
+        let shared = self.shared.clone();
+        let stop = move || {
+            shared.check.stop(shared.faults.left() > 0);
+            Ok(())
+        };
+        in_thread("check-end", stop, done);
     }
 
     /// Flushes every disk behind its gate.
@@ -332,8 +384,10 @@ impl TargetSession {
             wire_bytes: shared.wire.bytes(),
             device_bytes: shared.device.bytes(),
             io_sequence: shared.disks.io_sequence(),
+            disk_digests: shared.disks.digests(),
             missing_pages,
             faults: shared.figures.faults.load(Ordering::Relaxed),
+            compared_pages: shared.check.compared_pages(),
             failure,
         }
     }
@@ -362,6 +416,7 @@ pub(crate) fn take_lane(shared: &Arc<Shared>, hello: &Hello, lane: Lane) {
     match hello.role {
         LaneRole::Memory { index, count } => lane::serve(shared, lane, index, count),
         LaneRole::Fault => faults::serve_lane(shared, lane),
+        LaneRole::Check => check::serve_lane(shared, lane),
         LaneRole::Device | LaneRole::Disk { .. } if shared.resumed => {
             refuse(lane, Refusal::Unknown);
         }

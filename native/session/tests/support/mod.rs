@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use novacron_guest_process::GuestProcess;
 use novacron_session::{
-    LaneListener, SourceOptions, SourceSession, TargetOptions, TargetSession, journal_path,
+    Exactness, LaneListener, PlantedFaults, SourceOptions, SourceSession, TargetOptions, TargetSession, journal_path,
 };
 use novacron_transport::PeerIdentity;
 use novacron_transport::tls::{Acceptor, AcceptorOptions, Connector, Credentials, SocketOptions};
@@ -64,6 +64,8 @@ pub struct Wanted {
     pub deadline_ms: f64,
     /// Another way to the target than the straight one.
     pub way: Option<std::net::SocketAddr>,
+    pub exactness: Exactness,
+    pub planted: PlantedFaults,
 }
 
 impl Default for Wanted {
@@ -76,6 +78,8 @@ impl Default for Wanted {
             budget_ms: 100.0,
             deadline_ms: 60_000.0,
             way: None,
+            exactness: Exactness::default(),
+            planted: PlantedFaults::default(),
         }
     }
 }
@@ -104,12 +108,19 @@ pub struct Try {
 
 impl Lab {
     pub fn new(bytes: u64) -> Self {
+        Self::with_disk(bytes, None)
+    }
+
+    /// A guest that can read a disk.
+    pub fn with_disk(bytes: u64, disk: Option<&std::fs::File>) -> Self {
         let name = format!(
             "/dev/shm/novacron-test-{}-{}",
             std::process::id(),
             NEXT.fetch_add(1, Ordering::Relaxed)
         );
-        let guest = GuestProcess::start(&PathBuf::from(format!("{name}-source")), bytes);
+        let guest = GuestProcess::start_with_disk(
+            &PathBuf::from(format!("{name}-source")), bytes, disk,
+        );
         let pems = pems();
         let credentials = pems.each_ref().map(credentials_of);
         let address = "127.0.0.1:0".parse().expect("an address");
@@ -152,6 +163,8 @@ impl Lab {
             post_copy: wanted.post_copy,
             balloon: true,
             deadline_ms: wanted.deadline_ms,
+            exactness: wanted.exactness,
+            planted: wanted.planted,
         }
     }
 
@@ -171,6 +184,9 @@ impl Lab {
             device_state_socket: device_path.clone(),
             disks: Vec::new(),
             post_copy_allowed: wanted.post_copy,
+            balloon: true,
+            exactness: wanted.exactness,
+            planted: wanted.planted,
         };
         let target = self.listener.expect(target_options.clone()).expect("a target");
         let source_options = self.source_options(wanted, number);
