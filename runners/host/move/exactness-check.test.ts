@@ -11,6 +11,7 @@ const compared = { pageCount: 100, wrongPageCount: 0, wallMs: 5, cpuMs: 4 };
 function scene(facts: {
   readonly sourceWrong?: number; readonly wrong?: number; readonly written?: number;
   readonly mode?: ExactnessCheck['mode']; readonly hangs?: boolean; readonly pauseFails?: boolean;
+  readonly sourceGone?: Promise<void>;
 }): { readonly trace: string[]; readonly run: () => Promise<ExactnessReport> } {
   const trace: string[] = [];
   const { wrong = 0, written = 0, sourceWrong = wrong, mode = 'after-resume' } = facts;
@@ -18,7 +19,7 @@ function scene(facts: {
   return {
     trace,
     run: () => checkExactness({
-      mode, epoch: 7, msMax: 30, log: pino({ level: 'silent' }),
+      mode, epoch: 7, msMax: 30, goneMsMax: 5, sourceGone: facts.sourceGone ?? new Promise(() => undefined), log: pino({ level: 'silent' }),
       session: {
         beginCheck: () => { trace.push('begin'); },
         waitChecked: () => facts.hangs === true ? new Promise(() => undefined) : Promise.resolve({
@@ -78,6 +79,9 @@ describe('the check of an arrival', () => {
     expect(await hanging.run()).toMatchObject({
       kind: 'unverified', detail: 'the check did not end in 30 ms' });
     expect(hanging.trace).toEqual(['begin', 'end']);
+    expect(await scene({ hangs: true, sourceGone: Promise.resolve() }).run()).toMatchObject({
+      kind: 'unverified', detail: 'the source went away before it had compared' });
+    expect(await scene({ sourceGone: Promise.resolve() }).run()).toMatchObject({ kind: 'exact' });
   });
 
   test('wrong pages that can not be repaired are damage', async () => {

@@ -23,10 +23,17 @@ export interface ExactnessCheck {
   /** Makes it durable that this VM stands damaged; null takes it back. */
   readonly noteDamage: (report: ExactnessReport | null) => Promise<void>;
   readonly log: Logger;
+  /** Resolves when the source's runner is not heard of any more. */
+  readonly sourceGone: Promise<unknown>;
   readonly msMax?: number;
+  /** What a source that is gone still has to come back with its part, ms. */
+  readonly goneMsMax?: number;
   /** Before it begins; a lab's. */
   readonly afterMs?: number;
 }
+
+/** A cut link is not a dead source: it opens its lane again for a while, ms. */
+const sourceGoneMsMax = 10_000;
 
 const pagesText = (count: number): string => `${count} page${count === 1 ? '' : 's'}`;
 
@@ -51,14 +58,18 @@ export async function checkExactness(check: ExactnessCheck): Promise<ExactnessRe
 }
 
 async function compareAndRepair(check: ExactnessCheck): Promise<ExactnessReport> {
-  const { session, log, msMax = timing.exactnessCheckMsMax } = check;
+  const { session, log, msMax = timing.exactnessCheckMsMax, goneMsMax = sourceGoneMsMax } = check;
   if (check.afterMs !== undefined && check.afterMs > 0) await sleep(check.afterMs);
   session.beginCheck();
   const patience = new AbortController();
-  const late = sleep(msMax, null, { signal: patience.signal }).catch(() => null);
-  const checked = await Promise.race([session.waitChecked(), late])
-    .finally(() => patience.abort());
-  if (checked === null) return plainReport('unverified', `the check did not end in ${msMax} ms`);
+  const after = (ms: number, why: string): Promise<string> =>
+    sleep(ms, why, { signal: patience.signal }).catch(() => why);
+  const checked = await Promise.race([
+    session.waitChecked(),
+    after(msMax, `the check did not end in ${msMax} ms`),
+    check.sourceGone.then(() => after(goneMsMax, 'the source went away before it had compared')),
+  ]).finally(() => patience.abort());
+  if (typeof checked === 'string') return plainReport('unverified', checked);
   if (checked.wrongPageCount === 0) return reportOf(checked, { repaired: 0, damaged: 0 });
   const { wrongPageCount } = checked;
   log.error({ wrongPageCount }, 'wrong pages: the VM stands for the repair');

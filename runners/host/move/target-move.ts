@@ -67,6 +67,7 @@ export class TargetMove {
   readonly #givenUp = Promise.withResolvers<never>();
   readonly #pass: { leave(): void };
   #link: PeerConversation | null = null;
+  readonly #sourceGone = Promise.withResolvers<void>();
   #marks: TargetMarks = {
     memoryInMs: unmarked, deviceInMs: unmarked, flushedMs: unmarked, committedMs: unmarked,
     gateRaisedMs: unmarked, startedMs: unmarked, resumeEventMs: unmarked,
@@ -105,6 +106,7 @@ export class TargetMove {
   attach(link: PeerConversation): void {
     this.#link?.close();
     this.#link = link;
+    void link.gone.then(() => { if (this.#link === link) this.#sourceGone.resolve(); });
     link.listen((message) => this.#receive(message));
   }
 
@@ -279,6 +281,7 @@ export class TargetMove {
       } as const;
       const exactness = await checkExactness({
         mode: this.#options.exactness, afterMs: this.#options.checkAfterMs, epoch, session, vmm, gates, log,
+        sourceGone: this.#sourceGone.promise,
         noteDamage: (report) => world.note(vm, report === null
           ? { ...note, stage: 'open' } : { ...note, stage: 'damaged', exactness: report }),
       });
