@@ -78,7 +78,7 @@ export async function goForward(
   const { migration, vm, source, target, epoch } = step;
   const named = { version: 1, migration, vm, source, target } as const;
   run.status.pointOfNoReturnPassed = true;
-  run.enter('verify', `host ${target}`);
+  run.enter('verify', `host ${target}: every page there, both images compared`);
   try {
     const { digest, epochAfter, exactness } = await verifyAndSettle(
       step, () => run.enter('settle', 'the ledger'),

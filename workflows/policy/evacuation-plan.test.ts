@@ -124,6 +124,11 @@ describe('the end of a move', () => {
       state: 'skipped', failure: { code: 'migration/cancelled', detail: 'by ada' } });
     const completed = { kind: 'completed' } as MigrationOutcome;
     expect(rowAfterMove(rowOf('a'), completed, 1).state).toBe('moved');
+    const damaged = {
+      kind: 'damaged', exactness: { kind: 'damaged', detail: '1 page' },
+    } as unknown as MigrationOutcome;
+    expect(rowAfterMove(rowOf('a'), damaged, 1)).toMatchObject({
+      state: 'skipped', failure: { code: 'migration/damaged', detail: '1 page' } });
   });
 });
 
