@@ -156,15 +156,15 @@ describe.skipIf(temporalPath === null)('processes', () => {
   });
 
   it('refuses plain text, another role, and a revoked certificate', async () => {
-    await expect(connectTemporal(target(null), payloadKeysPath)).rejects.toThrow();
     const other = await issue('ledger', 'ledger-2');
-    await expect(connectTemporal(target(other), payloadKeysPath)).rejects.toThrow();
     const gone = await issue('operator', 'op-2');
     await revokeCertificates({
       dir: folder, nowMs: Date.now(), of: { identity: 'operator/op-2' }, reason: 'test',
     });
     await new Promise((resolve) => setTimeout(resolve, 2_500));
-    await expect(connectTemporal(target(gone), payloadKeysPath)).rejects.toThrow();
+    // Each is tried again until the client's own patience ends, after ten seconds.
+    await Promise.all([null, other, gone].map((papers) =>
+      expect(connectTemporal(target(papers), payloadKeysPath)).rejects.toThrow()));
   }, 60_000);
 
   it('decodes payloads for operators and for nobody else', async () => {

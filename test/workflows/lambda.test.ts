@@ -84,7 +84,7 @@ describe.skipIf(bench.env === null)('the control worker as a function', () => {
   it('ends inside its deadline, and a move outlives five invocations', async () => {
     const [source, target] = [hostName('host-a'), hostName('host-b')];
     const vm = await centre.runningVm('db', source);
-    const deadlineMs = 9_000;
+    const deadlineMs = 7_000;
     const first = invoke(deadlineMs);
     await makeCurrent(env.client, { deploymentName: 'novacron-control', buildId }, 'always');
     centre.copyMs = 60_000;
