@@ -47,11 +47,12 @@ describe('a survey', () => {
       rowOf('kept', { state: 'skipped', failure: failureReport('preflight/layout', 'x') }),
       rowOf('full', { state: 'skipped', failure: failureReport('evacuation/no-target', 'x') }),
       rowOf('back', { state: 'moved', attempts: 2 }),
+      rowOf('hurt', { state: 'skipped', failure: failureReport('migration/damaged', 'x') }),
     ], surveyOf(vmOf('new'), vmOf('busy', { migration: open }), vmOf('kept'), vmOf('full'),
       vmOf('off', { desired: 'stopped' }), vmOf('moving', { migration: open }), vmOf('back')));
     expect(states(rows)).toEqual({
       gone: 'left', moving: 'moving', moved: 'moved', kept: 'skipped', full: 'waiting',
-      back: 'waiting', new: 'waiting', busy: 'busy', off: 'skipped',
+      back: 'waiting', hurt: 'skipped', new: 'waiting', busy: 'busy', off: 'skipped',
     });
     expect(rows.find(({ vm }) => vm === 'back')?.attempts, 'ids are not used twice').toBe(2);
   });

@@ -61,7 +61,10 @@ export function rowsAfterSurvey(
   const known = rows.map((row): EvacuationRow => {
     const vm = there.get(row.vm);
     if (vm !== undefined) return seen(row, vm);
-    return row.state === 'moving' || row.state === 'moved' ? row : { ...row, state: 'left' };
+    // One that stands damaged at its target has gone, but not well: it stays in the report.
+    const isTold = row.state === 'skipped' && row.failure?.code === 'migration/damaged';
+    return row.state === 'moving' || row.state === 'moved' || isTold ? row
+      : { ...row, state: 'left' };
   });
   const added = survey.vms.filter(({ vm }) => !rows.some((row) => row.vm === vm))
     .map((vm) => seen(fresh(vm), vm));
