@@ -56,10 +56,8 @@ export class FaultPoints {
     if (armed === undefined) return;
     armed.onReached();
     const limit = new AbortController();
-    await Promise.race([
-      armed.released,
-      sleep(this.#holdMsMax, undefined, { ref: false, signal: limit.signal }).catch(() => undefined),
-    ]);
+    const tooLong = sleep(this.#holdMsMax, undefined, { ref: false, signal: limit.signal });
+    await Promise.race([armed.released, tooLong.catch(() => undefined)]);
     limit.abort();
   }
 }

@@ -101,8 +101,6 @@ export const holderOf = (point: FaultPoint): 'source-runner' | 'target-runner' |
 
 const notBuilt: Readonly<Partial<Record<Fault, string>>> = {
   'disk-full': 'the lab gives its hosts no small file systems yet',
-  duplicate: 'the campaign repeats no requests yet; test/ownership does, to the ledger',
-  late: 'the campaign sends no late requests yet; test/ownership does, to the ledger',
   oom: 'the lab puts no process into a cgroup of its own yet',
   clock: 'a time namespace shifts the monotonic clocks of a process from its start alone, and its '
     + 'host\'s guards would keep theirs: no host has two boot times',
@@ -122,6 +120,10 @@ export function obstacleOf({ phase, victim, fault }: Cell): string | null {
   const cut = cutOf(fault);
   if (cut !== null && victim !== 'source-runner' && victim !== 'target-runner') {
     return 'links are cut at a host; control worker, Temporal and ledger share a machine';
+  }
+  if (fault === 'duplicate' || fault === 'late') {
+    if (victim !== 'ledger') return 'requests are repeated to the ledger';
+    if (at(phase) < at('control/prepare/after')) return 'there is nothing to repeat yet';
   }
   if (fault.startsWith('sigstop') && victim.endsWith('-host')) {
     return 'a host that stands still is its runner, guards and VMMs: tried one by one';

@@ -13,6 +13,7 @@ import { mib } from '../../contracts/units.ts';
 import { armFaultPoint } from '../../payloads/fault-points-client.ts';
 import type { ArmedPoint } from '../../payloads/fault-points-client.ts';
 import type { FaultPoint } from '../../contracts/fault-points.ts';
+import { openLedger } from '../../payloads/ledger-client.ts';
 import { runLifecycle } from '../../payloads/lifecycle-client.ts';
 import { tapName } from '../../runners/hypervisor/tap.ts';
 import { vmPaths } from '../../runners/hypervisor/vm-directory.ts';
@@ -60,17 +61,20 @@ export class Plant {
   ledger: Ledger;
   readonly #image: GuestImage;
   readonly #reopenLedger: () => Promise<Ledger>;
+  readonly #ledgerPort: number;
   #requests = 0;
 
   private constructor(fields: {
     readonly lab: Lab; readonly client: Client; readonly ledger: Ledger;
     readonly image: GuestImage; readonly reopenLedger: () => Promise<Ledger>;
+    readonly ledgerPort: number;
   }) {
     this.lab = fields.lab;
     this.client = fields.client;
     this.ledger = fields.ledger;
     this.#image = fields.image;
     this.#reopenLedger = fields.reopenLedger;
+    this.#ledgerPort = fields.ledgerPort;
   }
 
   static async raise(onLab: (lab: Lab) => void): Promise<Plant> {
@@ -81,7 +85,7 @@ export class Plant {
       const services = await composeLab({ lab, program: systemQemuProgram });
       const reopenLedger = (): Promise<Ledger> => connectLabLedger(lab, services);
       return new Plant({
-        lab, image, reopenLedger,
+        lab, image, reopenLedger, ledgerPort: services.ledgerPort,
         client: await connectLabTemporal(services), ledger: await reopenLedger(),
       });
     } catch (error) {
@@ -164,6 +168,18 @@ export class Plant {
       return await this.ledger.readVm(vm);
     } catch {
       return null;
+    }
+  }
+
+  /** The ledger with the control worker's certificate, for requests that come again. */
+  async asControl<T>(work: (ledger: Ledger) => Promise<T>): Promise<T> {
+    const { material, revoked } = papersOf(this.lab, { role: 'control', name: 'control' });
+    const ledger = await openLedger({
+      address: '127.0.0.1', port: this.#ledgerPort, tls: material, revoked });
+    try {
+      return await work(ledger);
+    } finally {
+      await ledger.close();
     }
   }
 

@@ -76,7 +76,8 @@ export function cutRules(host: Pick<LabHost, 'number'>, link: CutLink): string {
   const service = link === 'ledger' ? labPorts.ledger : labPorts.temporalFront;
   const rules = link === 'data'
     ? [`iifname "${port}" drop`, `oifname "${port}" drop`]
-    : [`iifname "${port}" tcp dport ${service} drop`, `oifname "${port}" tcp sport ${service} drop`];
+    : [`iifname "${port}" tcp dport ${service} drop`,
+      `oifname "${port}" tcp sport ${service} drop`];
   return [
     `table bridge ${cutTable} {`, ' chain cut {', '  type filter hook forward priority 0;',
     ...rules.map((rule) => `  ${rule}`), ' }', '}', '',
@@ -84,7 +85,9 @@ export function cutRules(host: Pick<LabHost, 'number'>, link: CutLink): string {
 }
 
 /** Cuts one link of a host; the answer mends it. */
-export async function cutLink(lab: Lab, host: LabHost, link: CutLink): Promise<() => Promise<void>> {
+export async function cutLink(
+  lab: Lab, host: LabHost, link: CutLink,
+): Promise<() => Promise<void>> {
   const nft = ['ip', 'netns', 'exec', lab.plan.switchNamespace, 'nft'];
   await runCommand([...nft, '-f', '-'], { input: cutRules(host, link) });
   return async () => {

@@ -22,6 +22,7 @@ import type { Cell } from './cells.ts';
 import { hurt, kill } from './hurt.ts';
 import type { CampaignGuest, Plant } from './plant.ts';
 import { recover } from './recovery.ts';
+import { sayLate, sayTwice } from './repeats.ts';
 import { judge } from './verdict.ts';
 import type { Judgement } from './verdict.ts';
 import { until, within } from './waiting.ts';
@@ -31,6 +32,9 @@ import { Watch } from './watch.ts';
 const reachMsMax = 40_000;
 /** To end and remove a guest, ms. */
 const removeMsMax = 40_000;
+
+/** Of a VM that was never moved. */
+const firstEpoch = 1;
 
 const lightLoad: GuestLoad = {
   dirtyBytesPerSecond: 500_000, workingSetBytes: 4 * mib, order: 'random', pages: 'partial',
@@ -113,9 +117,11 @@ export class FaultRun {
   ): Promise<Omit<RunRecord, 'wholeMs'>> {
     const before = await this.#begin(guest);
     const sentBefore = await this.#sentBytes();
-    const { migration, reached, faultEndMs } = await this.#disturb(guest);
+    const { migration, reached, faultEndMs, twice } = await this.#disturb(guest);
     this.#tell('waiting for the end');
     const after = await recover({ plant: this.#plant, guest, migration, faultEndMs });
+    const repeated = this.#cell?.fault === 'late' && after.endedMs !== null
+      ? await this.#repeat(guest, migration, sayLate) : null;
     const copies = watch.end();
     const bytesSent = await this.#sentBytes() - sentBefore;
     const look = await this.#look(guest, before, after.status);
@@ -123,7 +129,8 @@ export class FaultRun {
       cell: this.#cell, reached, ended: after.endedMs !== null,
       onTarget: after.owner === this.#plant.target.name,
       bootIdBefore: before.bootId, bootId: after.status?.bootId ?? null,
-      ...copies, ...look, orphans: after.orphans, contradiction: after.contradiction,
+      ...copies, ...look, orphans: after.orphans,
+      contradiction: repeated ?? twice ?? after.contradiction,
     });
     return {
       cell: this.#cell, ...judgement, ...copies,
@@ -159,6 +166,8 @@ export class FaultRun {
   /** Starts the move, hurts the victim at the phase; answers when the fault was over. */
   async #disturb(guest: CampaignGuest): Promise<{
     readonly migration: MigrationId; readonly reached: boolean; readonly faultEndMs: number;
+    /** What requests that came twice have changed; null: nothing. */
+    readonly twice: string | null;
   }> {
     const { client, target } = this.#plant;
     const { vm } = guest;
@@ -171,7 +180,9 @@ export class FaultRun {
       version: 1, vm, target: hostName(target.name), policy: this.#policy,
       request: this.#plant.freshRequest(),
     });
-    if (cell === null) return { migration, reached: true, faultEndMs: performance.now() };
+    if (cell === null) {
+      return { migration, reached: true, faultEndMs: performance.now(), twice: null };
+    }
     this.#tell(`waiting for ${cell.phase}`);
     if (way !== null && first !== null && await within(first.reached, reachMsMax) === true) {
       await kill({
@@ -179,10 +190,12 @@ export class FaultRun {
       first.release();
     }
     const reached = await this.#reach(migration, guest, held);
+    let twice: string | null = null;
     const release = (): void => held?.release();
     if (reached) {
       this.#tell(nameOfCell(cell));
-      await hurt({ plant: this.#plant, vm, ...cell, release });
+      if (cell.fault === 'duplicate') twice = await this.#repeat(guest, migration, sayTwice);
+      else if (cell.fault !== 'late') await hurt({ plant: this.#plant, vm, ...cell, release });
     }
     release();
     const faultEndMs = performance.now();
@@ -190,7 +203,15 @@ export class FaultRun {
       void within(commandMigration(client, migration, {
         kind: 'set-bandwidth', bandwidthBytesPerSecond: 0 }), 10_000);
     }
-    return { migration, reached, faultEndMs };
+    return { migration, reached, faultEndMs, twice };
+  }
+
+  /** The guest is new: its only move began under its first epoch. */
+  async #repeat(
+    { vm }: CampaignGuest, migration: MigrationId, say: typeof sayTwice,
+  ): Promise<string | null> {
+    return await this.#plant.asControl((ledger) => say(ledger, {
+      vm, migration, epoch: firstEpoch, target: this.#plant.target.name }));
   }
 
   async #reach(

@@ -29,7 +29,7 @@ export type StoppedStep = 'leave' | 'start' | 'record';
  * started, a wish to run may be newer than the end.
  */
 export function stoppedStep({ entry, host, exit, endedHere, ranHere }: StoppedVm): StoppedStep {
-  // A move that has started here, whose VMM is gone with its session, can only go on by a cold boot.
+  // A move that has started here, whose VMM and session are gone, goes on by a cold boot only.
   const isDecided = entry.phase === 'owned'
     || (entry.phase === 'unsettled' && entry.lastStarted === entry.epoch);
   const isWanted = entry.owner === host && isDecided
