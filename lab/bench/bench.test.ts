@@ -9,27 +9,27 @@ import type { RunRecord } from './measure.ts';
 import { guestOrder, progressText, runSeries, turns } from './migrate-series.ts';
 import type { SeriesOptions, SeriesPlace } from './migrate-series.ts';
 import type { BenchEngine } from './engine.ts';
-import { downtimeMsOf, totalPartsOf } from './observer.ts';
+import { blackoutOf, totalPartsOf } from './observer.ts';
 import { summariseRuns } from './summary.ts';
 
 const run = (engine: RunRecord['engine'], fields: Partial<RunRecord>): RunRecord => ({
   engine, run: 1, outcome: 'completed', totalMs: 100, totalPartsMs: null, wholeMs: 900,
   controlCpuSeconds: 0.1, othersCpuSeconds: 0.1, downtimeMs: 10, outsideGapMsMax: 20,
-  redisGapMsMax: 30, restingGapMsP99: 3, wireBytes: 1000, cpuSeconds: 1, guestCpuSeconds: 0.5,
+  outsideGapBeganMs: -1,  redisGapMsMax: 30, restingGapMsP99: 3, wireBytes: 1000, cpuSeconds: 1, guestCpuSeconds: 0.5,
   rounds: 3, guestVerified: true, ackedWrites: 5, lostWrites: 0, reason: null,
   dirtyBytesPerSecond: 0, details: {}, ...fields,
 });
 
-describe('downtimeMsOf', () => {
+describe('blackoutOf', () => {
   const event = (name: string, stampUs: number) => ({ name, stampUs, status: null });
   it('takes the stop that the resume ends, not an earlier one', () => {
-    expect(downtimeMsOf(
+    expect(blackoutOf(
       [event('STOP', 1_000), event('RESUME', 2_000), event('STOP', 50_000)],
-      [event('RESUME', 57_500)])).toBe(7.5);
+      [event('RESUME', 57_500)])).toEqual({ beganAtMs: 50, downtimeMs: 7.5 });
   });
   it('answers null without a resume, or with one that came before any stop', () => {
-    expect(downtimeMsOf([event('STOP', 1)], [])).toBeNull();
-    expect(downtimeMsOf([event('STOP', 9)], [event('RESUME', 5)])).toBeNull();
+    expect(blackoutOf([event('STOP', 1)], [])).toBeNull();
+    expect(blackoutOf([event('STOP', 9)], [event('RESUME', 5)])).toBeNull();
   });
 });
 

@@ -59,6 +59,8 @@ export type MoveReport =
       readonly totalPartsMs: TotalPartsMs | null;
       /** STOP event at the source to RESUME event at the target, ms. */
       readonly downtimeMs: number;
+      /** That STOP, ms since 1970. */
+      readonly beganAtMs: number;
       /** Passes over memory, the last one included; null when the engine does not tell. */
       readonly rounds: number | null;
       /** Only for show: what the engine itself adds (parts of the downtime, its own byte count). */

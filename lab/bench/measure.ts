@@ -45,6 +45,8 @@ export interface RunRecord {
   readonly downtimeMs: number | null;
   /** Longest time between two echoes of the guest, around the move. */
   readonly outsideGapMsMax: number | null;
+  /** When that one began, from the source's STOP; negative: the guest was silent before it. */
+  readonly outsideGapBeganMs: number | null;
   /** Longest time between two acknowledged writes of the one Redis connection. */
   readonly redisGapMsMax: number | null;
   /** The client's own noise: 99th percentile of the same gap before the move. */
@@ -216,8 +218,8 @@ export function judgeRun(seen: {
 
 const nothingSeen = {
   totalMs: null, totalPartsMs: null, wholeMs: null, downtimeMs: null, outsideGapMsMax: null,
-  redisGapMsMax: null, restingGapMsP99: null, wireBytes: null, cpuSeconds: null,
-  guestCpuSeconds: null, controlCpuSeconds: null, othersCpuSeconds: null, rounds: null,
+  outsideGapBeganMs: null, redisGapMsMax: null, restingGapMsP99: null, wireBytes: null,
+  cpuSeconds: null, guestCpuSeconds: null, controlCpuSeconds: null, othersCpuSeconds: null, rounds: null,
   ackedWrites: 0, lostWrites: 0, dirtyBytesPerSecond: null, details: {},
 } as const;
 
@@ -236,6 +238,7 @@ const roundedAll = (parts: TotalPartsMs): TotalPartsMs => ({
 function recordOf(order: RunOrder, seen: Seen): RunRecord {
   const { move, cost, around, writes, link } = seen;
   const done = move.outcome === 'completed' ? move : null;
+  const gapBeganAtMs = around?.echo.gapMaxBeganMs ?? null;
   const totalPartsMs = done?.totalPartsMs ?? null;
   return {
     engine: order.engine.name,
@@ -246,6 +249,8 @@ function recordOf(order: RunOrder, seen: Seen): RunRecord {
     wholeMs: done === null ? null : rounded(seen.wholeMs),
     downtimeMs: done === null ? null : rounded(done.downtimeMs),
     outsideGapMsMax: around === null ? null : rounded(around.echo.gapMsMax),
+    outsideGapBeganMs: gapBeganAtMs === null || done === null ? null
+      : rounded(gapBeganAtMs - done.beganAtMs),
     redisGapMsMax: around === null ? null : rounded(around.redis.gapMsMax),
     restingGapMsP99: rounded(seen.resting.echo.gapMsP99),
     wireBytes: cost.wireBytes,

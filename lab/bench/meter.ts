@@ -1,29 +1,14 @@
 /** CPU time of everything that runs in the two hosts, and bytes on their wire, during one move. */
-import { readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { namespaceBytes } from '../network/network.ts';
 import type { LabHost } from '../network/plan.ts';
 import { wanDevice } from '../network/wan.ts';
 import { cpuSecondsOf } from '../processes.ts';
 import type { CpuSeconds } from '../processes.ts';
-import { engineVariable } from './engine.ts';
+import { linkOf, markOf, pidsIn } from './host-processes.ts';
 
 /** A process that ends between two looks loses at most this much of its CPU time. */
 const lookEveryMs = 100;
-
-/** Pids of the processes whose network namespace is one of these. */
-function pidsIn(namespaceLinks: ReadonlySet<string>): number[] {
-  const pids: number[] = [];
-  for (const entry of readdirSync('/proc')) {
-    const pid = Number(entry);
-    if (!Number.isInteger(pid)) continue;
-    try {
-      if (namespaceLinks.has(readlinkSync(`/proc/${pid}/ns/net`))) pids.push(pid);
-    } catch {
-      // It ended between listing and reading.
-    }
-  }
-  return pids;
-}
 
 /** What a move cost; CPU of the engine's own processes in both hosts first. */
 export interface MoveCost extends CpuSeconds {
@@ -50,17 +35,6 @@ function runnerRssBytes(pid: number): number {
   }
 }
 
-/** Value of `engineVariable` in a process's environment; null without one or when it is gone. */
-function markOfProcess(pid: number): string | null {
-  try {
-    const prefix = `${engineVariable}=`;
-    return readFileSync(`/proc/${pid}/environ`, 'utf8').split('\0')
-      .find((entry) => entry.startsWith(prefix))?.slice(prefix.length) ?? null;
-  } catch {
-    return null;
-  }
-}
-
 /** Where the processes of a move are. */
 export interface MeterPlace {
   readonly hosts: readonly [LabHost, LabHost];
@@ -70,7 +44,6 @@ export interface MeterPlace {
   readonly mark: string | null;
 }
 
-const linkOf = (namespace: string): string => `net:[${statSync(`/run/netns/${namespace}`).ino}]`;
 const zero: CpuSeconds = { hostSeconds: 0, guestSeconds: 0 };
 const add = (sum: CpuSeconds, more: CpuSeconds): CpuSeconds => ({
   hostSeconds: sum.hostSeconds + more.hostSeconds,
@@ -131,7 +104,7 @@ export class MoveMeter {
     const inHosts = pidsIn(this.#hostLinks);
     for (const pid of inHosts) {
       // A process is looked at again until its environment is its own: it is there after exec.
-      if ((this.#marks.get(pid) ?? null) === null) this.#marks.set(pid, markOfProcess(pid));
+      if ((this.#marks.get(pid) ?? null) === null) this.#marks.set(pid, markOf(pid));
     }
     return [...inHosts, ...control];
   }

@@ -19,15 +19,24 @@ export interface StampedEvent {
   readonly status: string | null;
 }
 
-/** Downtime in ms: the source's last STOP to the first RESUME after it at the target. Pure. */
-export function downtimeMsOf(
+/** When no vCPU ran. */
+export interface Blackout {
+  /** The source's last STOP, ms since 1970 by the machine's clock. */
+  readonly beganAtMs: number;
+  /** From there to the first RESUME after it at the target. */
+  readonly downtimeMs: number;
+}
+
+/** The blackout of a move; null when an event is missing. Pure. */
+export function blackoutOf(
   source: readonly StampedEvent[], target: readonly StampedEvent[],
-): number | null {
+): Blackout | null {
   const resume = target.find((event) => event.name === 'RESUME');
   if (resume === undefined) return null;
   const stop = source.findLast(
     (event) => event.name === 'STOP' && event.stampUs <= resume.stampUs);
-  return stop === undefined ? null : (resume.stampUs - stop.stampUs) / 1000;
+  return stop === undefined ? null
+    : { beganAtMs: stop.stampUs / 1000, downtimeMs: (resume.stampUs - stop.stampUs) / 1000 };
 }
 
 /**
@@ -42,10 +51,11 @@ export function totalPartsOf(
   const setup = migration(source, 'setup');
   const active = migration(source, 'active');
   const ends = [migration(source, 'completed'), migration(target, 'completed')];
-  const downtimeMs = downtimeMsOf(source, target);
+  const blackout = blackoutOf(source, target);
   const resume = target.find((event) => event.name === 'RESUME')?.stampUs;
-  if (setup === undefined || active === undefined || resume === undefined || downtimeMs === null
+  if (setup === undefined || active === undefined || resume === undefined || blackout === null
     || ends[0] === undefined || ends[1] === undefined) return null;
+  const { downtimeMs } = blackout;
   return {
     connectMs: (active - setup) / 1000, diskMs: 0,
     memoryMs: (resume - active) / 1000 - downtimeMs, downtimeMs,

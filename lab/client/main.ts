@@ -10,11 +10,11 @@
  */
 import { randomBytes } from 'node:crypto';
 import { spawn } from 'node:child_process';
-import { setPriority } from 'node:os';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
-import { GapMeter } from './gaps.ts';
+import { raiseThisProcess } from '../../runners/cpu-priority.ts';
+import { GapMeter, nowMs } from './gaps.ts';
 import { RedisWriter } from './redis-writer.ts';
 import { WitnessLine } from './witness-line.ts';
 import type { WitnessRequest } from './witness-line.ts';
@@ -57,7 +57,7 @@ function startEcho(settings: ClientSettings, meter: GapMeter): () => void {
     'busybox', ['ping', '-i', String(settings.echoEveryMs / 1000), settings.address],
     { stdio: ['ignore', 'pipe', 'ignore'] });
   createInterface({ input: child.stdout }).on('line', (line) => {
-    if (line.includes(' seq=')) meter.tick(performance.now());
+    if (line.includes(' seq=')) meter.tick(nowMs());
   });
   child.on('error', () => undefined);
   return () => child.kill('SIGKILL');
@@ -127,9 +127,9 @@ async function run(settings: ClientSettings): Promise<void> {
   const { writer, witness } = await meetGuest(settings, redis);
   const stopEcho = startEcho(settings, echo);
   const report = (): object => {
-    const nowMs = performance.now();
+    const now = nowMs();
     return {
-      echo: echo.report(nowMs), redis: redis.report(nowMs),
+      echo: echo.report(now), redis: redis.report(now),
       ackedWrites: writer.ackedWrites, connectionLost: writer.connectionLost,
     };
   };
@@ -162,12 +162,9 @@ async function run(settings: ClientSettings): Promise<void> {
   witness.close();
 }
 
-try {
-  // The client's own lateness would count as the guest's: it goes before the load.
-  setPriority(-10);
-} catch {
-  // Not root: the resting gap shows what that costs.
-}
+// The client's own lateness would count as the guest's: it goes before the load. Where that is not
+// allowed, the resting gap shows what it costs.
+await raiseThisProcess();
 try {
   await run(readSettings());
 } catch (error) {

@@ -150,6 +150,8 @@ function startChild(
     '--echo-every-ms', String(target.echoEveryMs ?? 2), '--wait-ms', String(waitMs),
   ]);
   return spawn(command, args, {
+    // A session of its own: its priority is not to be that of whoever started it.
+    detached: true,
     stdio: ['pipe', 'pipe', 'pipe'],
     env: { ...process.env, [labVariable]: target.labId },
   });

@@ -3,6 +3,7 @@
  * and reads it back. A connection that breaks is never made again: that is the finding.
  */
 import { createClient } from '@redis/client';
+import { nowMs } from './gaps.ts';
 import type { GapMeter } from './gaps.ts';
 
 /** Writes under way at once; open-loop, so that a stall is seen by every write that falls in it. */
@@ -149,7 +150,7 @@ export class RedisWriter {
     this.#client.set(key, value).then(
       () => {
         this.#acked.set(key, value);
-        this.#meter.tick(performance.now());
+        this.#meter.tick(nowMs());
       },
       () => (this.#failed += 1),
     ).finally(() => (this.#open -= 1));

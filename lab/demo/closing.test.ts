@@ -3,7 +3,7 @@ import { closingLines, closingOf, demoFaults } from './closing.ts';
 import type { DemoEvidence } from './closing.ts';
 import { readDemoOptions } from './options.ts';
 
-const gaps = { answers: 9, gapMsMax: 12.345, gapMsP99: 2.5, gapMsMedian: 2 };
+const gaps = { answers: 9, gapMsMax: 12.345, gapMaxBeganMs: 1, gapMsP99: 2.5, gapMsMedian: 2 };
 const client = { echo: gaps, redis: gaps, ackedWrites: 3, connectionLost: false };
 const witness = {
   bootId: 'b', counter: 1, selfCheckFailures: 0, pagesWritten: 0, pagesChecked: 0, patternBytes: 0,

@@ -28,10 +28,13 @@ import type { LabHost } from '../../network/plan.ts';
 import type {
   AtStarted, BenchEngine, GuestOrder, MoveReport, TotalPartsMs,
 } from '../engine.ts';
-import { Observer, downtimeMsOf } from '../observer.ts';
+import { signalMarked } from '../host-processes.ts';
+import { Observer, blackoutOf } from '../observer.ts';
 import { benchCpuModel, benchMachineType } from './qemu-process.ts';
 
 const observerMsMax = 60_000;
+/** After a rest: runners poll Temporal again, connections that were given up are made anew. */
+const settleMs = 1_500;
 /** How often it is looked whether a held guest stands, ms. */
 const heldLookMs = 10;
 
@@ -119,6 +122,7 @@ class DirectEngine implements BenchEngine {
   #host: LabHost;
   #observer: Observer | null = null;
   #requests = 0;
+  #isResting = false;
 
   constructor(options: DirectEngineOptions) {
     this.#options = options;
@@ -146,9 +150,22 @@ class DirectEngine implements BenchEngine {
     this.#observer = await Observer.attach(observerSocketOf(lab, this.#host, vm), 10_000);
   }
 
-  /** The load is off between turns; a paused vCPU behind the runner's back would be a fault. */
-  async rest(): Promise<void> {}
-  async wake(): Promise<void> {}
+  /** Runners, guards and VMMs stand still: an idle guest under TCG costs the peers CPU time. */
+  async rest(): Promise<void> {
+    this.#isResting = true;
+    this.#signalAll('SIGSTOP');
+  }
+
+  async wake(): Promise<void> {
+    if (!this.#isResting) return;
+    this.#isResting = false;
+    this.#signalAll('SIGCONT');
+    await sleep(settleMs);
+  }
+
+  #signalAll(signal: NodeJS.Signals): void {
+    signalMarked([this.#options.lab.host(1), this.#options.lab.host(2)], this.mark, signal);
+  }
 
   host(): LabHost {
     return this.#host;
@@ -191,6 +208,7 @@ class DirectEngine implements BenchEngine {
   }
 
   async discard(): Promise<void> {
+    await this.wake();
     const vm = this.#vm;
     this.#observer?.close();
     this.#observer = null;
@@ -336,8 +354,8 @@ function reportOf(seen: {
   if (outcome.kind === 'cancelled') {
     return { outcome: 'failed', reason: `cancelled by ${outcome.by}` };
   }
-  const downtimeMs = target === null ? null : downtimeMsOf(source.events, target.events);
-  if (downtimeMs === null) {
+  const blackout = target === null ? null : blackoutOf(source.events, target.events);
+  if (blackout === null) {
     return { outcome: 'failed', reason: 'the observers saw no STOP and RESUME' };
   }
   const { figures, exactness } = outcome;
@@ -345,7 +363,7 @@ function reportOf(seen: {
   const checkMs = Math.max(exactness?.source?.wallMs ?? 0, exactness?.target?.wallMs ?? 0);
   const resumeUs = target?.events.find((event) => event.name === 'RESUME')?.stampUs ?? 0;
   return {
-    outcome: 'completed', downtimeMs, rounds: figures.rounds,
+    outcome: 'completed', ...blackout, rounds: figures.rounds,
     ...directTotal(figures, endedAtMs - resumeUs / 1000 - checkMs),
     details: {
       handOverMs: figures.totalMs,

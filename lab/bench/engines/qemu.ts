@@ -12,7 +12,7 @@ import type { Lab } from '../../lab.ts';
 import type { LabHost } from '../../network/plan.ts';
 import { engineVariable } from '../engine.ts';
 import type { BenchEngine, EngineName, GuestOrder, MoveReport } from '../engine.ts';
-import { downtimeMsOf, totalPartsOf } from '../observer.ts';
+import { blackoutOf, totalPartsOf } from '../observer.ts';
 import type { Observer } from '../observer.ts';
 import { endQemu, startQemu } from './qemu-process.ts';
 import type { RunningQemu } from './qemu-process.ts';
@@ -205,12 +205,12 @@ export class QemuEngine implements BenchEngine {
     await target.observer.saw({ name: 'RESUME', waitMs: 5_000 });
     const begun = source.observer.events.find(
       (event) => event.name === 'MIGRATION' && event.status === 'setup');
-    const downtimeMs = downtimeMsOf(source.observer.events, target.observer.events);
-    if (atTarget === null || begun === undefined || downtimeMs === null) {
+    const blackout = blackoutOf(source.observer.events, target.observer.events);
+    if (atTarget === null || begun === undefined || blackout === null) {
       return { outcome: 'failed', reason: 'the target did not complete or did not resume' };
     }
     return {
-      outcome: 'completed', downtimeMs,
+      outcome: 'completed', ...blackout,
       totalMs: (Math.max(atSource.stampUs, atTarget.stampUs) - begun.stampUs) / 1000,
       totalPartsMs: totalPartsOf(source.observer.events, target.observer.events),
       rounds: info.ram?.['dirty-sync-count'] ?? null,
