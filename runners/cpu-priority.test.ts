@@ -4,7 +4,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { getPriority, setPriority } from 'node:os';
 import { expect, test } from 'vitest';
 import {
-  autogroupNice, calmVmm, raiseVmm, raisedNice, takeOrdinaryPriority,
+  autogroupNice, calmVmm, raiseForBlackout, raiseVmm, raisedNice, takeOrdinaryPriority,
 } from './cpu-priority.ts';
 
 /** A process with a session of its own, as a VMM is; `body` gets its pid. */
@@ -45,6 +45,19 @@ test.skipIf(!isRoot)('a VMM is raised for its blackout and calmed again', async 
     expect(getPriority(pid)).toBe(0);
     expect(sessionNice(pid)).toBe(before);
   });
+});
+
+test.skipIf(!isRoot)('the session is raised until the last blackout is over', async () => {
+  const before = sessionNice(process.pid);
+  const later = (nice: number | null): Promise<void> =>
+    expect.poll(() => sessionNice(process.pid)).toBe(before === null ? null : nice);
+  const [one, two] = [raiseForBlackout(), raiseForBlackout()];
+  await later(raisedNice);
+  one.over();
+  one.over();
+  expect(sessionNice(process.pid)).toBe(before === null ? null : raisedNice);
+  two.over();
+  await later(0);
 });
 
 test.skipIf(!isRoot)('a child that inherits the level of the runner gives it back', async () => {

@@ -30,17 +30,45 @@ async function setAutogroup(pid: number | 'self', nice: number): Promise<boolean
 }
 
 /**
- * Raises this process: its threads, every thread and process that it makes from now on, and its
- * session. Answers why not, null when it is raised.
+ * Raises this process: its threads and every thread and process that it makes from now on; with
+ * `session` against other sessions as well. Answers why not, null when it is raised.
  */
-export async function raiseThisProcess(): Promise<string | null> {
+export async function raiseThisProcess(
+  options: { readonly session: boolean },
+): Promise<string | null> {
   try {
     for (const thread of await readdir('/proc/self/task')) setPriority(Number(thread), raisedNice);
-    await setAutogroup('self', raisedNice);
+    if (options.session) await setAutogroup('self', raisedNice);
     return null;
   } catch (error) {
     return error instanceof Error ? error.message : String(error);
   }
+}
+
+/** Blackouts under way that this process works for, and the last change of its session's level. */
+let blackouts = 0;
+let changed: Promise<unknown> = Promise.resolve();
+
+/**
+ * Raises this process's session while a VM stands still for it, until `over` is called. Outside of
+ * blackouts it shares the CPUs with the guests: a move that starves them is no live move.
+ */
+export function raiseForBlackout(): { readonly over: () => void } {
+  const set = (nice: number): void => {
+    // One after the other: a level that is overtaken would stay for good.
+    changed = changed.then(() => setAutogroup('self', nice)).catch(() => undefined);
+  };
+  if (blackouts === 0) set(raisedNice);
+  blackouts += 1;
+  let isOver = false;
+  return {
+    over: () => {
+      if (isOver) return;
+      isOver = true;
+      blackouts -= 1;
+      if (blackouts === 0) set(ordinaryNice);
+    },
+  };
 }
 
 /** A process that was just started inherits ours; this one is not in a hurry. Never fails. */

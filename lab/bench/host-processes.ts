@@ -32,12 +32,21 @@ export function markOf(pid: number): string | null {
   }
 }
 
-/** Sends a signal to every process of the hosts that carries this mark. */
-export function signalMarked(
-  hosts: readonly LabHost[], mark: string | null, signal: NodeJS.Signals,
-): void {
+const runnerProgram = 'runners/host/main.ts';
+
+/** Whether this is a host runner. */
+export function isRunner(pid: number): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes(runnerProgram);
+  } catch {
+    return false;
+  }
+}
+
+/** Sends a signal to the runners of the hosts. */
+export function signalRunners(hosts: readonly LabHost[], signal: NodeJS.Signals): void {
   for (const pid of pidsIn(new Set(hosts.map(({ namespace }) => linkOf(namespace))))) {
-    if (markOf(pid) !== mark) continue;
+    if (!isRunner(pid)) continue;
     try {
       process.kill(pid, signal);
     } catch {

@@ -5,7 +5,7 @@ import type { LabHost } from '../network/plan.ts';
 import { wanDevice } from '../network/wan.ts';
 import { cpuSecondsOf } from '../processes.ts';
 import type { CpuSeconds } from '../processes.ts';
-import { linkOf, markOf, pidsIn } from './host-processes.ts';
+import { isRunner, linkOf, markOf, pidsIn } from './host-processes.ts';
 
 /** A process that ends between two looks loses at most this much of its CPU time. */
 const lookEveryMs = 100;
@@ -22,12 +22,10 @@ export interface MoveCost extends CpuSeconds {
   readonly runnerRssBytesMax: number;
 }
 
-const runnerProgram = 'runners/host/main.ts';
-
 /** Resident bytes of a host runner; 0 for every other process. */
 function runnerRssBytes(pid: number): number {
+  if (!isRunner(pid)) return 0;
   try {
-    if (!readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes(runnerProgram)) return 0;
     const line = /^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'));
     return Number(line?.[1] ?? 0) * 1024;
   } catch {

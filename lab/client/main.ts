@@ -164,7 +164,7 @@ async function run(settings: ClientSettings): Promise<void> {
 
 // The client's own lateness would count as the guest's: it goes before the load. Where that is not
 // allowed, the resting gap shows what it costs.
-await raiseThisProcess();
+await raiseThisProcess({ session: true });
 try {
   await run(readSettings());
 } catch (error) {

@@ -205,7 +205,7 @@ async function joinLedger(context: HostContext, event: LedgerEvent): Promise<voi
 }
 
 async function run(config: HostConfig, log: Logger): Promise<void> {
-  const unraised = await raiseThisProcess();
+  const unraised = await raiseThisProcess({ session: false });
   if (unraised !== null) {
     log.warn({ why: unraised }, 'moves share the CPUs with the guests: CAP_SYS_NICE is missing');
   }

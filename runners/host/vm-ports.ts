@@ -1,7 +1,7 @@
 /** The real VMMs behind the ports of a move (move/ports.ts): adapters, no decisions. */
 import { CodedError } from '../../contracts/failures.ts';
 import type { Incarnation, VmName } from '../../contracts/identity.ts';
-import { calmVmm, raiseVmm } from '../cpu-priority.ts';
+import { calmVmm, raiseForBlackout, raiseVmm } from '../cpu-priority.ts';
 import { closeExports } from '../hypervisor/disk-mirror.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { VcpuStamp, VmMonitor } from '../hypervisor/vm-monitor.ts';
@@ -42,31 +42,37 @@ function endOf(monitor: VmMonitor): Promise<CodedError> {
 }
 
 /** The running VMM at the source. */
-export const sourceVmm = (place: VmmPlace): SourceVmm => ({
-  incarnation: place.incarnation,
-  ended: endOf(place.monitor),
-  stop: async () => {
-    await raiseVmm(place.vmmPid, { session: false });
-    const stamp = await place.monitor.stopVcpus();
-    // The blackout waits for this VMM now, and none of its vCPUs runs.
-    void raiseVmm(place.vmmPid, { session: true });
-    return stamped(stamp);
-  },
-  sendDeviceState: async (socketPath) => {
-    await place.monitor.migrateDeviceState(socketPath);
-  },
-  resume: async () => {
-    const stamp = await place.monitor.cont();
-    await calmVmm(place.vmmPid);
-    return stamped(stamp);
-  },
-  stamp: (epoch) => place.hypervisor.stampImage({ vm: place.vm, epoch }),
-});
+export function sourceVmm(place: VmmPlace): SourceVmm {
+  let blackout: { readonly over: () => void } | null = null;
+  return {
+    incarnation: place.incarnation,
+    ended: endOf(place.monitor),
+    stop: async () => {
+      blackout ??= raiseForBlackout();
+      await raiseVmm(place.vmmPid, { session: false });
+      const stamp = await place.monitor.stopVcpus();
+      // The blackout waits for this VMM now, and none of its vCPUs runs.
+      void raiseVmm(place.vmmPid, { session: true });
+      return stamped(stamp);
+    },
+    sendDeviceState: async (socketPath) => {
+      await place.monitor.migrateDeviceState(socketPath);
+    },
+    resume: async () => {
+      const stamp = await place.monitor.cont();
+      await calmVmm(place.vmmPid);
+      return stamped(stamp);
+    },
+    blackoutOver: () => blackout?.over(),
+    stamp: (epoch) => place.hypervisor.stampImage({ vm: place.vm, epoch }),
+  };
+}
 
 /** The incoming VMM at the target. */
 export function targetVmm(place: TargetPlace): TargetVmm {
   const { hypervisor, monitor, vm, holdDirectory } = place;
   let resumed = false;
+  let blackout: { readonly over: () => void } | null = null;
   monitor.qmp.onEvent((event) => {
     if (event.name === 'RESUME') resumed = true;
   });
@@ -75,6 +81,7 @@ export function targetVmm(place: TargetPlace): TargetVmm {
     ended: endOf(monitor),
     loaded: async () => {
       await monitor.waitIncomingCompleted(loadTimeoutMs);
+      blackout = raiseForBlackout();
     },
     // Without disks nothing was exported: a question would only lengthen the blackout.
     closeExports: async () => {
@@ -84,6 +91,7 @@ export function targetVmm(place: TargetPlace): TargetVmm {
       await holdBeforeResume(holdDirectory, vm);
       const stamp = await monitor.cont();
       void calmVmm(place.vmmPid);
+      blackout?.over();
       return stamped(stamp);
     },
     pause: async () => {
@@ -95,6 +103,7 @@ export function targetVmm(place: TargetPlace): TargetVmm {
     announce: () => monitor.announceSelf(),
     stamp: (epoch) => hypervisor.stampImage({ vm, epoch }),
     kill: async () => {
+      blackout?.over();
       try {
         await hypervisor.killVm(vm);
         return !resumed;

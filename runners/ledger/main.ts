@@ -72,7 +72,7 @@ async function serve(configPath: string): Promise<number> {
     process: 'ledger', name: 'ledger', level: config.logLevel,
   });
   // Four answers of the ledger lie inside every blackout.
-  const unraised = await raiseThisProcess();
+  const unraised = await raiseThisProcess({ session: true });
   if (unraised !== null) logger.info({ why: unraised }, 'ordinary CPU priority');
   const storage = await directoryStorage(config.stateDir);
   const unlock = await lockDirectory(config.stateDir);

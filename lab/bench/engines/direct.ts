@@ -28,7 +28,7 @@ import type { LabHost } from '../../network/plan.ts';
 import type {
   AtStarted, BenchEngine, GuestOrder, MoveReport, TotalPartsMs,
 } from '../engine.ts';
-import { signalMarked } from '../host-processes.ts';
+import { signalRunners } from '../host-processes.ts';
 import { Observer, blackoutOf } from '../observer.ts';
 import { benchCpuModel, benchMachineType } from './qemu-process.ts';
 
@@ -150,21 +150,26 @@ class DirectEngine implements BenchEngine {
     this.#observer = await Observer.attach(observerSocketOf(lab, this.#host, vm), 10_000);
   }
 
-  /** Runners, guards and VMMs stand still: an idle guest under TCG costs the peers CPU time. */
+  /**
+   * An idle guest under TCG and idle runners cost the peers CPU time. The guest is paused as theirs
+   * are, its clock with it, while the runners are stopped and don't see it.
+   */
   async rest(): Promise<void> {
     this.#isResting = true;
-    this.#signalAll('SIGSTOP');
+    this.#signalRunners('SIGSTOP');
+    await this.#observer?.client.execute('stop');
   }
 
   async wake(): Promise<void> {
     if (!this.#isResting) return;
     this.#isResting = false;
-    this.#signalAll('SIGCONT');
+    await this.#observer?.client.execute('cont');
+    this.#signalRunners('SIGCONT');
     await sleep(settleMs);
   }
 
-  #signalAll(signal: NodeJS.Signals): void {
-    signalMarked([this.#options.lab.host(1), this.#options.lab.host(2)], this.mark, signal);
+  #signalRunners(signal: NodeJS.Signals): void {
+    signalRunners([this.#options.lab.host(1), this.#options.lab.host(2)], signal);
   }
 
   host(): LabHost {

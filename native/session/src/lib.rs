@@ -55,3 +55,10 @@ pub(crate) const LINK_LOST_MAX: Duration = Duration::from_secs(30);
 /// Pause before a target that refused a lane in post-copy is asked again: one that is being
 /// restarted does until it has found the VM.
 pub(crate) const REFUSED_PAUSE: Duration = Duration::from_millis(200);
+
+/// A runner's threads go before the vCPUs of the guests; one that moves bulk takes its turn with
+/// them, or a move would starve the guest that it moves.
+pub(crate) fn take_ordinary_priority() {
+    // SAFETY: no memory is involved; 0 is the calling thread. A level that can't be set stays.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
+}

@@ -256,6 +256,7 @@ function stage(faults: Faults = {}) {
       await step('stop');
       return { eventMs: ledger.wallMs };
     },
+    blackoutOver: () => undefined,
     sendDeviceState: async () => {
       await step('send-device-state');
       deviceIn.resolve();

@@ -26,6 +26,8 @@ export interface SourceVmm {
   sendDeviceState(socketPath: string): Promise<void>;
   /** cont, also after the device state has left. Resolves with the RESUME event. */
   resume(): Promise<Stamped>;
+  /** Nothing waits for this VMM any more, wherever the VM runs. */
+  blackoutOver(): void;
   /** Writes the epoch under which the image runs from now on; durable when it resolves. */
   stamp(epoch: number): Promise<void>;
   readonly incarnation: Incarnation;

@@ -196,7 +196,7 @@ export class SourceMove {
     }
     this.#phase = 'switchover';
     log.info({ phase: 'switchover', reason: decision.reason }, 'handing over');
-    return this.#handOver(decision);
+    return this.#handOver(decision).finally(() => this.#options.vmm.blackoutOver());
   }
 
   /** Rejects when the target says that it can't go on while the VM still runs here. */

@@ -14,7 +14,7 @@ use novacron_guest_memory::{WriteMarks, is_zero_page};
 use novacron_transport::{LaneError, LaneWriter};
 
 use crate::completion::lock;
-use crate::{OPEN_WAIT_MAX, REFUSED_PAUSE};
+use crate::{OPEN_WAIT_MAX, REFUSED_PAUSE, take_ordinary_priority};
 use crate::failure::{Failure, FailureCode};
 use crate::frames::FrameReader;
 use crate::image_check::LaneTable;
@@ -91,6 +91,7 @@ impl LaneSender {
 
     /// Serves until the session ends, over as many connections as it takes.
     pub(crate) fn run(mut self) {
+        take_ordinary_priority();
         let role = LaneRole::Memory {
             index: self.index as u16,
             count: self.shared.lane_count as u16,

@@ -13,6 +13,7 @@ use crate::completion::lock;
 use crate::failure::{Failure, FailureCode};
 use crate::frames::{FrameReader, send_now};
 use crate::page_bits::pages_of_chunk;
+use crate::take_ordinary_priority;
 use crate::target::{LaneState, Shared, faults, refuse};
 
 /// An acknowledgement goes back after this much, so that windows and rates follow the link.
@@ -21,6 +22,7 @@ const APPLIED_FRAMES_MAX: u32 = 64;
 
 /// Serves one connection of a memory lane until it ends.
 pub(crate) fn serve(shared: &Arc<Shared>, lane: Lane, index: u16, count: u16) {
+    take_ordinary_priority();
     let Some(slot) = shared.slot(index, count) else { return refuse(lane, Refusal::Unknown) };
     let before = lock(&slot.current).replace(lane.control.clone());
     if let Some(before) = before {
