@@ -63,7 +63,11 @@ export function sourceVmm(place: VmmPlace): SourceVmm {
       await calmVmm(place.vmmPid);
       return stamped(stamp);
     },
-    blackoutOver: () => blackout?.over(),
+    blackoutOver: () => {
+      blackout?.over();
+      // Its end, with all of its memory, is in no hurry either.
+      void calmVmm(place.vmmPid);
+    },
     stamp: (epoch) => place.hypervisor.stampImage({ vm: place.vm, epoch }),
   };
 }

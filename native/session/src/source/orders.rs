@@ -192,6 +192,14 @@ impl Orders {
         }
     }
 
+    /// Waits until the session ends.
+    pub(crate) fn wait_ended(&self) {
+        let mut state = lock(&self.state);
+        while state.phase != Phase::Ended {
+            state = self.wait(state, Duration::from_secs(1));
+        }
+    }
+
     // ---- everybody ----
 
     /// Asks the driver to finish; `false` when that was asked before or the session ended.
