@@ -14,7 +14,7 @@ const limits = {
 } as const;
 
 /** Lines above 100 columns that are left from before this rule held; only ever lower it. */
-const wideLinesLeft = 120;
+const wideLinesLeft = 115;
 
 const isTest = (path: string): boolean =>
   path.startsWith('test/') || path.includes('.test.') || path.includes('/tests/');

@@ -34,7 +34,9 @@ const parseArguments = (words) => {
     else if (word === '--json') options.json = true;
     else if (word === '--then') options.then = words.shift();
     else if (options.then) options.rest.push(word);
-    else throw new SetupError(`unknown word ${word}; usage: main.mjs [--json] [--then THING] [-- …]`);
+    else {
+      throw new SetupError(`unknown word ${word}; usage: main.mjs [--json] [--then THING] [-- …]`);
+    }
   }
   // `npm test -- X` and `--then test -- -- X` both mean X.
   if (options.rest[0] === '--') options.rest.shift();

@@ -20,11 +20,13 @@ const nodeVersion = async (root) => {
 export const ensureNode = async ({ root, log, onLine }) => {
   const folder = join(root, 'node_modules/node');
   if (await nodeVersion(root) === null) {
-    await runProgram(process.execPath, ['installArchSpecificPackage.js'], { cwd: folder, log, onLine });
+    await runProgram(
+      process.execPath, ['installArchSpecificPackage.js'], { cwd: folder, log, onLine });
   }
   const version = await nodeVersion(root);
   if (!version?.startsWith(`v${nodeMajor}.`)) {
-    throw new SetupError(`node_modules/node holds ${version ?? 'no Node'} instead of Node ${nodeMajor}: `
+    throw new SetupError(
+      `node_modules/node holds ${version ?? 'no Node'} instead of Node ${nodeMajor}: `
       + 'remove node_modules and run this again');
   }
   const link = join(root, 'node_modules/.bin/node');

@@ -53,7 +53,9 @@ export const checkTools = ({ needsGo }) => {
   if (!isAtLeast(parseVersion(process.version), [20, 0, 0])) {
     problems.push(`Node ${process.version} is too old: install Node 20 or newer`);
   }
-  if (!findProgram('npm')) problems.push('npm is missing: install it with Node (`apt install npm`)');
+  if (!findProgram('npm')) {
+    problems.push('npm is missing: install it with Node (`apt install npm`)');
+  }
   for (const tool of tools) {
     if (tool.name === 'go' && !needsGo) continue;
     const text = versionOf(tool);

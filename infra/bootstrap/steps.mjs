@@ -73,7 +73,8 @@ const unpackQemu = async ({ cache, log, onLine }) => {
   mkdirSync(partial, { recursive: true });
   const tar = join(partial, 'root.tar');
   await runProgram('mmdebstrap', [
-    '--variant=extract', '--include=qemu-system-x86,qemu-utils,seabios', '--format=tar', 'trixie', tar,
+    '--variant=extract', '--include=qemu-system-x86,qemu-utils,seabios', '--format=tar', 'trixie',
+    tar,
   ], { log, onLine });
   mkdirSync(join(partial, 'root'));
   await runProgram('tar', [
@@ -184,7 +185,8 @@ export const stepsFor = ({ purpose, root }) => [
     inputs: {
       paths: ['workflows', 'contracts', 'payloads', 'package-lock.json'], words: [],
     },
-    outputs: existsSync(join(root, 'runners/control/workflow-bundle.ts')) ? ['build/workflows.js'] : [],
+    outputs: existsSync(join(root, 'runners/control/workflow-bundle.ts'))
+      ? ['build/workflows.js'] : [],
     run: bundleWorkflows,
   },
 ];

@@ -9,7 +9,7 @@ const base = [
   'qemu-system-x86', 'qemu-utils', 'seabios', 'ovmf', 'nftables', 'iproute2', 'cpio', 'e2fsprogs',
   'mmdebstrap', 'debian-archive-keyring', 'openssl', 'busybox',
 ];
-/** What only the tests need: Temporal's time-skipping server, the production profile, Redis' tools. */
+/** Only for tests: Temporal's time-skipping server, the production profile, Redis' tools. */
 const forTests = ['maven', 'default-jre-headless', 'redis-server', 'postgresql'];
 const forPurpose = { test: forTests, ready: forTests, cluster: ['postgresql'] };
 const supported = { debian: ['12', '13'], ubuntu: ['24.04'] };

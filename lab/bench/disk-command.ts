@@ -58,8 +58,8 @@ async function benchDisk(flags: DiskFlags): Promise<void> {
 /** Adds the command. */
 export function addDiskCommand(program: Command): void {
   withSurroundings(program.command('disk')
-    .description('Moves a guest with a disk in use, beside a plain copy of the used part; holds each '
-      + 'move at Started and compares the blocks of both disks.')
+    .description('Moves a guest with a disk in use, beside a plain copy of the used part; holds '
+      + 'each move at Started and compares the blocks of both disks.')
     .option('--size <size>', 'size of the disk', size, parseBytes('2GiB'))
     .option('--used <size>', 'data on it that does not compress', size, parseBytes('500MB'))
     .option('--formats <list>', 'of raw,qcow2', listOf(oneOf(['raw', 'qcow2'])), ['raw', 'qcow2'])
