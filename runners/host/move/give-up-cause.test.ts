@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import { CodedError, failureReport } from '../../../contracts/failures.ts';
 import type { FailureReport } from '../../../contracts/failures.ts';
-import { giveUpCause } from './give-up-cause.ts';
+import { giveUpCause, whyTakenBack } from './give-up-cause.ts';
 
 const broken = new CodedError('link/refused', 'the target expects no such move');
 const full = failureReport('preflight/memory', 'no space left');
@@ -37,4 +37,10 @@ test('what broke of our own session gives way too, but not to an echo of itself'
     .toMatchObject({ code: 'preflight/memory' });
   const gone = failureReport('link/lost', 'the source is gone');
   expect(await giveUpCause(own, { ...silent, told: () => gone })).toBe(own);
+});
+
+test('a VM goes on at its source for what the target says, its link, or its silence', () => {
+  expect(whyTakenBack(full, false)).toBe(full);
+  expect(whyTakenBack(null, false).code).toBe('link/lost');
+  expect(whyTakenBack(null, true).code).toBe('migration/deadline');
 });

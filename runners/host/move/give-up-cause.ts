@@ -39,3 +39,10 @@ export function outcomeBeforeStop({ code, detail }: CodedError): SessionOutcome 
     resumed: code !== 'vm/stopped-itself' && code !== 'vmm/gone',
   };
 }
+
+/** Why a VM that stood goes on at its source, when the target said nothing (`told`) itself. */
+export function whyTakenBack(told: FailureReport | null, isLinked: boolean): FailureReport {
+  if (told !== null) return told;
+  return isLinked ? failureReport('migration/deadline', 'the target did not get ready in time')
+    : failureReport('link/lost', 'to the target, while the VM stood');
+}

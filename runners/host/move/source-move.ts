@@ -11,7 +11,7 @@ import type { TransferRecord } from '../../../contracts/ownership.ts';
 import type { ConvergenceDecision } from '../../data-plane/sessions.ts';
 import { transferFigures } from './figures.ts';
 import { tendFrozenImage } from './frozen-image.ts';
-import { giveUpCause, outcomeBeforeStop } from './give-up-cause.ts';
+import { giveUpCause, outcomeBeforeStop, whyTakenBack } from './give-up-cause.ts';
 import { proposeUntilAnswered, readEntry, sourceNote } from './ledger-steps.ts';
 import type { PeerMessage } from './peer-messages.ts';
 import type { PeerConversation, SourceMoveOptions } from './ports.ts';
@@ -316,9 +316,8 @@ export class SourceMove {
 
   async #propose(kind: 'abort' | 'revert'): Promise<void> {
     const { world, vm, migration, epoch, log } = this.#options;
-    const reason = this.#targetFailure === null
-      ? 'the target did not get ready in time'
-      : `${this.#targetFailure.code}: ${this.#targetFailure.detail}`.slice(0, 500);
+    const { code, detail } = whyTakenBack(this.#targetFailure, this.#link !== null);
+    const reason = `${code}: ${detail}`.slice(0, 500);
     const verdict = await proposeUntilAnswered(world, [
       { kind, vm, migration, epoch: kind === 'abort' ? epoch : epoch + 1, reason },
     ]);
@@ -329,8 +328,7 @@ export class SourceMove {
     end: { readonly epoch: number } | { readonly lost: string } | string,
   ): Promise<SessionOutcome> {
     const { world, vm, vmm, gates, log } = this.#options;
-    const failure = this.#targetFailure
-      ?? failureReport('migration/deadline', 'the target did not get ready in time');
+    const failure = whyTakenBack(this.#targetFailure, this.#link !== null);
     if (typeof end === 'string' || 'lost' in end) {
       const detail = typeof end === 'string' ? end : end.lost;
       log.error({ detail }, 'the image is kept, the ledger does not give it back');
