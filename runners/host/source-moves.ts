@@ -224,6 +224,11 @@ export class SourceMoves {
         });
         continue;
       }
+      if (move.phase === 'ended' && await this.#isDeclined(vm)) {
+        // What looks after VMs that stand asks the ledger to give it back.
+        await this.#turns.take(vm, () => this.#close(vm));
+        continue;
+      }
       const idleMs = this.#context.world.nowMs() - move.attendedAtMs;
       if (idleMs < timing.sessionUnattendedMsMax) continue;
       const entry = await readEntry(this.#context.world, vm);
@@ -246,6 +251,14 @@ export class SourceMoves {
         await this.#close(vm);
       }
     }
+  }
+
+  /** It was handed over, and the start that the target had recorded is taken back. */
+  async #isDeclined(vm: VmName): Promise<boolean> {
+    const { world, host } = this.#context;
+    const entry = await readEntry(world, vm);
+    return entry?.phase === 'unsettled' && entry.previous === host
+      && entry.lastStarted < entry.epoch;
   }
 
   async closeAll(): Promise<void> {

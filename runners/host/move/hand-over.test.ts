@@ -143,11 +143,11 @@ function stage(faults: Faults = {}) {
   const step = async (name: string): Promise<void> => {
     trace.push(name);
     if (faults.cutAt === name) pair.cut();
-    if (faults.failing === name) throw new Error(`${name} fails by the test`);
     if (faults.slow === name) {
       for (let turn = 0; turn < 50; turn += 1) await new Promise((go) => setImmediate(go));
       trace.push(`${name} done`);
     }
+    if (faults.failing === name) throw new Error(`${name} fails by the test`);
     await Promise.resolve();
   };
   const run = (host: HostName): void => {
@@ -415,6 +415,13 @@ describe('the hand-over', () => {
       expect([...scene.running]).toEqual([owner]);
     },
   );
+
+  test('a start that is declined after a while takes the VM back', async () => {
+    const scene = stage({ slow: 'target-resume', failing: 'target-resume' });
+    expect(await scene.outcome()).toMatchObject({ kind: 'failed', resumed: true });
+    expect([...scene.running]).toEqual([h1]);
+    expect(scene.ledger.entry()).toMatchObject({ phase: 'owned', owner: h1 });
+  });
 
   test('a ledger that was away gives the target its time again', async () => {
     // The target's connection is back 300 ms after the source's.

@@ -21,6 +21,7 @@ const committed: VmEntry = {
 };
 const view: SourceView = {
   host: hostName('h1'), migration, epoch: 3, entry: preparing, targetGaveUp: false,
+  targetRuns: false,
   waitedMs: 5, selfDecisionMs: 2000,
 };
 
@@ -36,6 +37,14 @@ test.each<[string, Partial<SourceView>, string]>([
   ['a started target is forward only, even if its link is gone',
     { entry: { ...committed, lastStarted: 4 }, targetGaveUp: true, waitedMs: 60_000 },
     'handed-over'],
+  ['a start may still be declined', { entry: { ...committed, lastStarted: 4 } }, 'wait'],
+  ['a target that says that it runs is forward only',
+    { entry: { ...committed, lastStarted: 4 }, targetRuns: true }, 'handed-over'],
+  ['a target that needs pages first is not waited for',
+    { entry: { ...committed, lastStarted: 4, ready: { ...record, missingPageCount: 9 } } },
+    'handed-over'],
+  ['a start that is settled is not declined any more',
+    { entry: { ...committed, phase: 'owned', lastStarted: 4 } }, 'handed-over'],
   ['an abort gives the VM back', { entry: { ...preparing, phase: 'owned' } }, 'resume'],
   ['a revert gives it back under the new epoch',
     { entry: { ...committed, phase: 'owned', epoch: 5, owner: hostName('h1') } }, 'resume'],

@@ -37,7 +37,9 @@ export interface SourceView {
   readonly epoch: number;
   /** Last linearizable read; null when the ledger knows no such VM (deleted under our feet). */
   readonly entry: VmEntry | null;
-  /** The target said that it can't go on, or its link is gone. */
+  /** The target said that its VMM goes on. */
+  readonly targetRuns: boolean;
+  /** The target said that it can't go on, or its link is gone; known before `entry` was read. */
   readonly targetGaveUp: boolean;
   /** Time that the target had for its answer: since Quiesced, and since the ledger was silent. */
   readonly waitedMs: number;
@@ -78,10 +80,20 @@ export function nextSourceStep(view: SourceView): SourceStep {
     return impatient && entry.ready === null ? { kind: 'propose-abort' } : whileReady(view, entry);
   }
   if (entry.owner !== host && entry.migration === migration && entry.epoch === epoch + 1) {
-    if (entry.lastStarted === entry.epoch) return { kind: 'handed-over' };
+    if (entry.lastStarted === entry.epoch) return whileStarted(view, entry);
     return impatient && entry.phase === 'unsettled' ? { kind: 'propose-revert' } : { kind: 'wait' };
   }
   return { kind: 'lost', reason: `owner is ${entry.owner ?? 'nobody'} at epoch ${entry.epoch}` };
+}
+
+/**
+ * A start may still be declined until the target says that it runs, or can't be heard. In post-copy
+ * nobody waits for that word: the target may need pages before it can say it.
+ */
+function whileStarted(view: SourceView, entry: VmEntry): SourceStep {
+  const mayBeDeclined = entry.phase === 'unsettled' && (entry.ready?.missingPageCount ?? 0) === 0
+    && !view.targetRuns && !view.targetGaveUp;
+  return { kind: mayBeDeclined ? 'wait' : 'handed-over' };
 }
 
 /** Both records are in: only a target that gave up makes the source ask for an abort. */

@@ -289,10 +289,12 @@ export class SourceMove {
     for (;;) {
       const wake = this.#wake.promise;
       const askedMs = world.nowMs();
+      // Before the read: what the target did before it gave up is in the entry then.
+      const targetGaveUp = this.#targetFailure !== null || this.#link === null;
       const entry = await readEntry(world, vm);
       const step = nextSourceStep({
         host: world.host, migration, epoch, entry,
-        targetGaveUp: this.#targetFailure !== null || this.#link === null,
+        targetGaveUp, targetRuns: this.#targetRuns !== null,
         waitedMs: patience.waitedMs({ askedMs, answeredMs: world.nowMs() }),
         selfDecisionMs: patienceMs(this.#options.policy),
       });
