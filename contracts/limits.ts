@@ -50,6 +50,11 @@ export const timing = {
   sessionUnattendedMsMax: 30_000,
   /** A task that no runner fetches for so long: host unreachable. A runner restarts in 8 s. */
   hostSilentMsMax: 20_000,
+  /**
+   * Both sides begin to compare so long after the start: a guest that has just arrived faults on every
+   * page that it touches, and a core that it has to share then is seen from outside.
+   */
+  exactnessCheckAfterMs: 500,
   /** Settle waits for the check of the images this long; then the outcome says unverified. */
   exactnessCheckMsMax: 60_000,
   /** OWNERSHIP: hosts may propose Commit or Abort themselves after this long in the blackout. */

@@ -6,6 +6,7 @@ import { defaultExactness, plainReport } from '../../contracts/exactness.ts';
 import type { ExactnessReport } from '../../contracts/exactness.ts';
 import { CodedError } from '../../contracts/failures.ts';
 import { identityUri, type HostName, type VmName } from '../../contracts/identity.ts';
+import { timing } from '../../contracts/limits.ts';
 import type { HostActivities, StepInput, TargetEndpoint } from '../../contracts/migration.ts';
 import type { VmEntry } from '../../contracts/ownership.ts';
 import { bytes } from '../../contracts/units.ts';
@@ -132,7 +133,8 @@ export class TargetMoves {
       });
       const move = new TargetMove({
         migration, vm, source, epoch, session, exactness,
-        checkAfterMs: await plantedDelayMs(config.holdDirectory, vm),
+        checkAfterMs: timing.exactnessCheckAfterMs
+          + await plantedDelayMs(config.holdDirectory, vm),
         ...barredTarget(this.#context.points, vm, {
           world, gates: await this.#context.gatesOf(vm),
           vmm: targetVmm({

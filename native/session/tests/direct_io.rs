@@ -5,8 +5,9 @@ mod support;
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use novacron_guest_process::DISK_PARTS;
 use novacron_session::{CheckedMemory, FinishMode};
@@ -16,8 +17,9 @@ const BYTES: u64 = 64 << 20;
 /// Read at a time: the more is on its way, the more a scan finds in flight.
 const READ_PAGES: u64 = (8 << 20) / support::PAGE;
 const FIRST: u64 = 1000;
-/// In flight at the right moment is a matter of chance: one move in four where this was written.
-const DIRECT_TRIES_MAX: usize = 60;
+/// In flight at the right moment is a matter of chance: one move in four to one in twenty-four.
+const DIRECT_TRIES_MAX: usize = 200;
+const BUSY_READERS: usize = 2;
 const CACHED_TRIES: usize = 12;
 
 /// A disk whose every page differs from all others.
@@ -62,7 +64,29 @@ fn move_reading(disk: &File) -> CheckedMemory {
 #[test]
 fn reads_past_the_host_cache_are_missed_by_tracking_and_found_by_the_check() {
     let disk = disk(libc::O_DIRECT);
-    let mut moves = (1..=DIRECT_TRIES_MAX).map(|number| (number, move_reading(&disk).source.wrong));
+    // Others keep the disk busy: what is read takes longer to come.
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..BUSY_READERS {
+            scope.spawn(|| keep_busy(&disk, &ended));
+        }
+        find_missed_pages(&disk);
+        ended.store(true, Ordering::Relaxed);
+    });
+}
+
+fn keep_busy(disk: &File, ended: &std::sync::atomic::AtomicBool) {
+    // O_DIRECT wants the buffer aligned to the disk's blocks.
+    let mut bytes = vec![0_u8; (READ_PAGES + 1) as usize * support::PAGE as usize];
+    let from = bytes.as_ptr().align_offset(support::PAGE as usize);
+    let length = (READ_PAGES * support::PAGE) as usize;
+    while !ended.load(Ordering::Relaxed) {
+        disk.read_exact_at(&mut bytes[from..from + length], 0).expect("the disk reads");
+    }
+}
+
+fn find_missed_pages(disk: &File) {
+    let mut moves = (1..=DIRECT_TRIES_MAX).map(|number| (number, move_reading(disk).source.wrong));
     let lost = moves.find(|(_, wrong)| *wrong > 0);
     println!("(move, pages that its scans missed) with O_DIRECT: {lost:?}");
     assert!(lost.is_some(), "nothing was in flight at any scan of {DIRECT_TRIES_MAX} moves");

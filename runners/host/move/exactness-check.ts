@@ -28,7 +28,7 @@ export interface ExactnessCheck {
   readonly msMax?: number;
   /** What a source that is gone still has to come back with its part, ms. */
   readonly goneMsMax?: number;
-  /** Before it begins; a lab's. */
+  /** Before it begins: the guest warms up. */
   readonly afterMs?: number;
 }
 

@@ -2,8 +2,10 @@
  * What a source still does once its VM runs elsewhere: it serves the pages that the target misses,
  * then compares its frozen image with what was sent of it. Neither holds anybody up.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import type { ExactnessMode } from '../../../contracts/exactness.ts';
+import { timing } from '../../../contracts/limits.ts';
 import type { SourceSession } from '../../data-plane/sessions.ts';
 
 /** Calls `served` when the target has every page. */
@@ -23,6 +25,7 @@ export async function tendFrozenImage(options: {
   }
   served();
   if (exactness === 'off') return;
+  await sleep(timing.exactnessCheckAfterMs);
   try {
     log.info({ compared: await session.checkImage() }, 'the frozen image was compared');
   } catch (error) {

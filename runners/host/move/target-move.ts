@@ -25,7 +25,7 @@ export interface TargetMoveOptions {
   readonly gates: VmGates;
   readonly session: TargetSession;
   readonly exactness: ExactnessMode;
-  /** 0 but in a lab. */
+  /** From the start until the memory is compared. */
   readonly checkAfterMs: number;
   readonly log: Logger;
 }

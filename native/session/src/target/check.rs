@@ -76,7 +76,6 @@ impl CheckState {
         &self.done
     }
 
-
     pub(crate) fn compared_pages(&self) -> u64 {
         self.compared_pages.load(Ordering::Relaxed)
     }
@@ -256,8 +255,9 @@ fn take(shared: &Shared, frame: Frame<'_>) -> Result<Option<Checked>, Failure> {
     };
     let existing = pages_of_chunk(chunk, shared.memory.length());
     let mut right = lock(&shared.check.right);
-    let room = WRONG_PAGES_MAX * 2 - right.len() as u64;
-    if !data.union(&zero).difference(&existing).is_empty() || room < data.count() as u64 {
+    let coming = data.union(&zero);
+    let room = (WRONG_PAGES_MAX * 2).saturating_sub(right.len() as u64);
+    if !coming.difference(&existing).is_empty() || room < coming.count() as u64 {
         return Err(refused());
     }
     let first = (chunk * CHUNK_PAGES) as u64;
