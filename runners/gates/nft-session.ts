@@ -61,7 +61,9 @@ export class NftSession {
 
   #start(): ChildProcessWithoutNullStreams {
     const [program = 'nft', ...args] = this.#argv;
-    const child = spawn(program, args, { stdio: 'pipe' });
+    // Interactive nft keeps a history of commands in the home directory of whoever runs it.
+    const env = { ...process.env, HOME: '/nonexistent' };
+    const child = spawn(program, args, { stdio: 'pipe', env });
     this.#child = child;
     const lost = (why: string): void => {
       if (this.#child === child) this.#lose(new CodedError('engine/failed', `nft: ${why}`));

@@ -122,15 +122,19 @@ describe.skipIf(lacking !== null)('NIC gate', () => {
     await expect(gate.admit(nic)).rejects.toMatchObject({ code: 'engine/failed' });
     gate.close();
     const again = await NicGate.open({ tapPrefix: 'nv', nftCommand });
-    const took: number[] = [];
-    for (let round = 0; round < 30; round += 1) {
-      const start = performance.now();
+    const [admitted, started]: [number[], number[]] = [[], []];
+    for (let round = 0; round < 15; round += 1) {
+      const beganMs = performance.now();
       await again.admit(nic);
-      took.push(performance.now() - start);
+      admitted.push(performance.now() - beganMs);
+      const startMs = performance.now();
+      ip('netns', 'exec', host, 'nft', 'list', 'tables');
+      started.push(performance.now() - startMs);
     }
-    took.sort((a, b) => a - b);
-    console.log(`NIC gate: admit p50 ${took[15]?.toFixed(2)} ms, worst ${took[29]?.toFixed(2)} ms`);
-    expect(took[15]).toBeLessThan(10);
+    const median = (figures: number[]): number => figures.toSorted((a, b) => a - b)[7] ?? 0;
+    // One nft for all changes: a process for each would be in the way of the first frame.
+    console.log(`NIC gate: admit ${median(admitted)} ms, a process ${median(started)} ms`);
+    expect(median(admitted)).toBeLessThan(median(started));
     again.close();
   }, 30_000);
 });
