@@ -93,6 +93,9 @@ export const failures = {
     'The VM stands, both images are kept: `novacron vm resolve VM --accept` or `--cold`.'),
   'migration/not-here': row(
     'This runner has no such session', true, 'nobody', 'The step is repeated.'),
+  'runner/session-lost': row(
+    'A runner was started anew and its half of the move is gone', false, 'nobody',
+    'The move is tried afresh by itself; if it has ended, start it again.'),
   'link/lost': row('The link between the hosts broke', true, 'operator', 'Check the network.'),
   'link/refused': row(
     'The peer refused the connection', false, 'operator', 'Check certificates and roles.'),

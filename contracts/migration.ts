@@ -255,6 +255,8 @@ export interface TargetEndpoint {
   readonly peerPort: number;
   readonly laneAddress: string;
   readonly lanePort: number;
+  /** Names what was prepared: another one is for another attempt, with a session of its own. */
+  readonly session?: string;
 }
 /** How the session ended. `handed-over`: Started is in the ledger and the target runs. */
 export type SessionOutcome =

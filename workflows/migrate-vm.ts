@@ -23,6 +23,9 @@ import { unknownFigures, wayAfter, wayOfEarlierRun } from './policy/outcome.ts';
 import type { Way } from './policy/outcome.ts';
 import { controlSteps, copySteps, hostSteps } from './step-options.ts';
 
+/** Copies of one move: more would not fit its history, and no runner is replaced so often. */
+const attemptCountMax = 3;
+
 /** Workflow `migrateVm`, id `migrate/<vm>/<request>`; see contracts/migration.ts. */
 export async function migrateVm(input: MigrateVmInput): Promise<MigrationOutcome> {
   const run = new MigrationRun(input);
@@ -67,20 +70,47 @@ async function toHandOver(run: MigrationRun, undo: Compensations): Promise<Way> 
 
   run.enter('prepare-target', `host ${step.target}`);
   undo.push('discardTarget', () => target.discardTarget(step));
-  const prepared = { ...step, running, policy: policy() };
-  const endpoint = await run.interruptible(() => target.prepareTarget(prepared));
-
-  undo.push('abortSource', () => source.abortSource(step));
-  const copy = copySteps(step.source, run.remainingMs);
-  if (running.disks.length > 0) {
-    run.enter('copy-disk', `the disks of ${step.vm}`);
-    await run.copying(() => copy.copyDisk({ ...step, endpoint, policy: policy() }));
-  }
-  run.enter('copy-memory', `the memory of ${step.vm}`);
-  return wayAfter(await run.copying(
-    () => copy.copyMemoryAndSwitchOver({ ...step, endpoint, policy: policy() }),
-  ));
+  const attempt = async (isFirst: boolean): Promise<Way> => {
+    const prepared = { ...step, running, policy: policy() };
+    const endpoint = await run.interruptible(() => target.prepareTarget(prepared));
+    if (isFirst) undo.push('abortSource', () => source.abortSource(step));
+    const copy = copySteps(step.source, run.remainingMs);
+    if (running.disks.length > 0) {
+      run.enter('copy-disk', `the disks of ${step.vm}`);
+      await run.copying(() => copy.copyDisk({ ...step, endpoint, policy: policy() }));
+    }
+    run.enter('copy-memory', `the memory of ${step.vm}`);
+    return wayAfter(await run.copying(
+      () => copy.copyMemoryAndSwitchOver({ ...step, endpoint, policy: policy() }),
+    ));
+  };
+  return afterLostSessions(attempt, run);
 }
+
+/**
+ * Tries afresh, within the same migration of the ledger, when a runner was started anew and its
+ * half of the copy is gone. A migration that has ended meanwhile ended for the first reason.
+ */
+async function afterLostSessions(
+  attempt: (isFirst: boolean) => Promise<Way>, run: MigrationRun,
+): Promise<Way> {
+  const once = (isFirst: boolean): Promise<Way> => attempt(isFirst).catch(
+    (error: unknown): Way => ({ kind: 'back', failure: failureOf(error) }),
+  );
+  let way = await once(true);
+  for (let count = 1; count < attemptCountMax && isSessionLost(way); count += 1) {
+    if (run.cancelledBy !== null || run.remainingMs === 0) return way;
+    run.enter('prepare-target', `host ${run.input.target}`);
+    const next = await once(false);
+    const isOver = next.kind === 'back' && next.failure.code === 'migration/cancelled';
+    if (isOver && run.cancelledBy === null) return way;
+    way = next;
+  }
+  return way;
+}
+
+const isSessionLost = (way: Way): boolean =>
+  way.kind === 'back' && way.failure.code === 'runner/session-lost';
 
 /** Finds the source; a migration of the same VM that nobody drives any more is ended first. */
 async function locate(

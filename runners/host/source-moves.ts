@@ -46,7 +46,12 @@ export class SourceMoves {
   readonly #context: HostContext;
   readonly #turns: Turns;
   readonly #vms: VmOperations;
-  readonly #moves = new Map<VmName, { readonly migration: string; readonly move: SourceMove }>();
+  readonly #moves = new Map<VmName, {
+    readonly migration: string;
+    readonly move: SourceMove;
+    /** What was prepared for it at the target. */
+    readonly attempt: string | undefined;
+  }>();
   /** Frozen images that a runner before this one had handed over. */
   readonly #served = new Map<VmName, ResumedSource>();
 
@@ -88,7 +93,8 @@ export class SourceMoves {
 
   peek(step: StepInput): SessionProgress | null {
     const known = this.#moves.get(step.vm);
-    return known?.migration === step.migration ? known.move.progress() : null;
+    return known?.migration === step.migration && !known.move.isClosed
+      ? known.move.progress() : null;
   }
 
   /**
@@ -294,8 +300,12 @@ export class SourceMoves {
   async #open(input: CopyInput): Promise<SourceMove> {
     return this.#turns.take(input.vm, async () => {
       const known = this.#moves.get(input.vm);
-      if (known?.migration === input.migration) return known.move;
-      if (known !== undefined) {
+      const attempt = input.endpoint.session;
+      if (known?.migration === input.migration) {
+        if (known.attempt === attempt || !known.move.isBeforeStop) return known.move;
+        await known.move.abort('a fresh attempt');
+        await this.#close(input.vm);
+      } else if (known !== undefined) {
         if (known.move.phase !== 'ended') {
           throw new CodedError('migration/open', `${known.migration} is under way`);
         }
@@ -306,7 +316,7 @@ export class SourceMoves {
         throw new CodedError('migration/cancelled', `${input.migration} is not open in the ledger`);
       }
       const move = await this.#make(input);
-      this.#moves.set(input.vm, { migration: input.migration, move });
+      this.#moves.set(input.vm, { migration: input.migration, move, attempt });
       return move;
     });
   }
@@ -314,10 +324,15 @@ export class SourceMoves {
   async #make(input: CopyInput): Promise<SourceMove> {
     const { hypervisor, engine, config, host, world, revoked, log } = this.#context;
     const { vm, migration, epoch, policy, endpoint } = input;
-    const [running, identity, monitor, gates] = await Promise.all([
+    const [running, identity, monitor, gates, note] = await Promise.all([
       hypervisor.inspect(vm), hypervisor.identity(vm), hypervisor.monitor(vm),
-      this.#context.gatesOf(vm),
+      this.#context.gatesOf(vm), this.#context.readNote(vm),
     ]);
+    const isSuccessor = note?.side === 'source' && note.migration === migration;
+    if (isSuccessor && running.runState === 'paused') {
+      const detail = `${vm} stands for its hand-over, without its runner`;
+      throw new CodedError('runner/session-lost', detail);
+    }
     if (identity.imageStamp !== epoch || identity.memoryPath === null) {
       throw new CodedError(
         'ownership/refused', `the image is stamped ${identity.imageStamp}, the epoch is ${epoch}`,
@@ -352,7 +367,7 @@ export class SourceMoves {
     });
     const moveLog = log.child({ vm, migration });
     return new SourceMove({
-      migration, vm, epoch, policy, session, deviceStateSocket, diskSockets,
+      migration, vm, epoch, policy, session, deviceStateSocket, diskSockets, isSuccessor,
       lanes: {
         address: endpoint.laneAddress, port: endpoint.lanePort, count: policy.laneCount,
         bandwidthBytesPerSecond: policy.bandwidthBytesPerSecond,

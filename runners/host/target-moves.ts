@@ -5,7 +5,9 @@
 import { defaultExactness, plainReport } from '../../contracts/exactness.ts';
 import type { ExactnessReport } from '../../contracts/exactness.ts';
 import { CodedError } from '../../contracts/failures.ts';
-import { identityUri, type HostName, type VmName } from '../../contracts/identity.ts';
+import {
+  identityUri, type HostName, type Incarnation, type VmName,
+} from '../../contracts/identity.ts';
 import { timing } from '../../contracts/limits.ts';
 import type { HostActivities, StepInput, TargetEndpoint } from '../../contracts/migration.ts';
 import type { VmEntry } from '../../contracts/ownership.ts';
@@ -33,6 +35,7 @@ interface KnownTarget {
   readonly migration: string;
   readonly source: HostName;
   readonly epoch: number;
+  readonly incarnation: Incarnation;
   readonly move: Pick<TargetMove, 
     'stage' | 'outcome' | 'session' | 'isChecked' | 'attach' | 'discard' | 'close'>;
 }
@@ -77,14 +80,17 @@ export class TargetMoves {
   prepare(input: PrepareInput): Promise<TargetEndpoint> {
     return this.#turns.take(input.vm, async () => {
       const { config, lanes, facts } = this.#context;
-      const endpoint: TargetEndpoint = {
+      const endpointOf = (session: string): TargetEndpoint => ({
         peerAddress: config.peer.address,
         peerPort: facts.peerPort,
         laneAddress: config.lanes.address,
         lanePort: lanes.port,
-      };
+        session,
+      });
       const known = this.#moves.get(input.vm);
-      if (known?.migration === input.migration && known.move.stage !== 'ended') return endpoint;
+      if (known?.migration === input.migration && known.move.stage !== 'ended') {
+        return endpointOf(known.incarnation);
+      }
       const entry = await readEntry(this.#context.world, input.vm);
       if (entry?.phase !== 'preparing' || entry.migration !== input.migration) {
         throw new CodedError('migration/cancelled', `${input.migration} is not open in the ledger`);
@@ -92,12 +98,11 @@ export class TargetMoves {
       // Whatever is left of an earlier try is nobody's: the ledger says that another host owns it.
       await this.#forget(input.vm);
       await this.#vms.remove(input.vm);
-      await this.#make(input);
-      return endpoint;
+      return endpointOf(await this.#make(input));
     });
   }
 
-  async #make(input: PrepareInput): Promise<void> {
+  async #make(input: PrepareInput): Promise<Incarnation> {
     const { hypervisor, lanes, world, log, config } = this.#context;
     const { vm, migration, epoch, source, running, policy } = input;
     const exactness = policy.exactness ?? defaultExactness;
@@ -144,7 +149,8 @@ export class TargetMoves {
         }),
         log: log.child({ vm, migration }),
       });
-      this.#moves.set(vm, { migration, source, epoch, move });
+      this.#moves.set(vm, { migration, source, epoch, incarnation, move });
+      return incarnation;
     } catch (error) {
       await session?.close();
       await this.#vms.remove(vm);
@@ -159,13 +165,13 @@ export class TargetMoves {
    */
   async resume(entry: VmEntry): Promise<void> {
     const { hypervisor, lanes, host, log } = this.#context;
-    const { vm, migration, previous, ready } = entry;
+    const { vm, migration, previous, ready, startedBy } = entry;
     if (halfOfPostCopy(entry, host) !== 'target' || this.#moves.has(vm)) return;
     const [{ memoryPath }, vmmPid, spec] = await Promise.all([
       hypervisor.identity(vm), hypervisor.vmmPid(vm), hypervisor.spec(vm),
     ]);
     if (migration === null || previous === null || ready === null || memoryPath === null
-      || vmmPid === null) {
+      || vmmPid === null || startedBy === null) {
       throw new CodedError('vm/not-running', `the post-copy of ${vm} has no VMM here any more`);
     }
     const epoch = entry.epoch - 1;
@@ -185,7 +191,7 @@ export class TargetMoves {
     const moveLog = log.child({ vm, migration });
     const { digest } = ready;
     const move = new ResumedTarget({ session, digest, epoch: entry.epoch, log: moveLog });
-    this.#moves.set(vm, { migration, source: previous, epoch, move });
+    this.#moves.set(vm, { migration, source: previous, epoch, incarnation: startedBy, move });
     try {
       await session.waitMemoryIn();
     } catch (error) {
@@ -207,7 +213,9 @@ export class TargetMoves {
       return (link) => known.move.attach(link);
     }
     // Only the workflow sends sources here, after it was prepared: the runner forgot by a restart.
-    return { code: 'link/lost', detail: `no move ${hello.migration} is prepared here any more` };
+    return {
+      code: 'runner/session-lost', detail: `no move ${hello.migration} is prepared here any more`,
+    };
   };
 
   /** Resolves when the guest runs, every page is here and the memory was compared. */

@@ -99,6 +99,14 @@ const scenes: Readonly<Record<string, Scene>> = {
   'move-failed': failing('switchover', new CodedError('engine/failed', 'broken')),
   'move-committed-late': failing('started', new CodedError('link/refused', 'after Started')),
   'move-warned': failing('releaseSource', new CodedError('vmm/protocol', 'odd')),
+  'move-copied-afresh': async (centre) => {
+    centre.disks = 1;
+    let lossesLeft = 2;
+    centre.faults.set('copyMemoryAndSwitchOver', () => {
+      if (lossesLeft-- > 0) throw new CodedError('runner/session-lost', 'started anew');
+    });
+    return move(centre);
+  },
   'evacuation-completed': async (centre) => {
     const vms = await vmsOn(centre, 3);
     centre.faults.set('checkTarget', ({ vm }, host) => {

@@ -107,6 +107,37 @@ describe.skipIf(bench.env === null)('migrateVm', () => {
     expect(await move('r2')).toMatchObject({ kind: 'completed' });
   });
 
+  it('copies afresh when a runner is started anew, and never for ever', async () => {
+    let losses = 0;
+    const lose = (countMax: number) => () => {
+      losses += 1;
+      if (losses <= countMax) throw new CodedError('runner/session-lost', `loss ${losses}`);
+    };
+    centre.disks = 1;
+    vm = await centre.runningVm(`${vm}-lucky`, hostA);
+    centre.faults.set('copyMemoryAndSwitchOver', lose(2));
+    expect(await move('r1')).toMatchObject({ kind: 'completed' });
+    expect(losses).toBe(3);
+    expect(await historyLength('r1')).toBeLessThanOrEqual(limits.migrationHistoryEventsMax);
+    vm = await centre.runningVm(`${vm}-unlucky`, hostA);
+    losses = 0;
+    centre.faults.set('copyMemoryAndSwitchOver', lose(99));
+    expect(await move('r1')).toMatchObject({
+      kind: 'failed', failure: { code: 'runner/session-lost', detail: 'loss 3' }, runsOn: hostA });
+    expect(centre.whereRuns(vm)).toEqual([hostA]);
+  });
+
+  it('tells the first reason when the migration has ended before a fresh copy', async () => {
+    centre.faults.set('copyMemoryAndSwitchOver', () => {
+      centre.faults.set('prepareTarget', () => {
+        throw new CodedError('migration/cancelled', 'it is not open in the ledger');
+      });
+      throw new CodedError('runner/session-lost', 'in the blackout');
+    });
+    expect(await move('r1')).toMatchObject({
+      kind: 'failed', failure: { code: 'runner/session-lost', detail: 'in the blackout' } });
+  });
+
   it('undoes everything when the disk fails for ever', async () => {
     centre.disks = 1;
     vm = await centre.runningVm(`${vm}-disk`, hostA);

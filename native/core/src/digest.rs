@@ -154,6 +154,11 @@ impl DigestTable {
         &self.entries[first..first + count]
     }
 
+    /// The contribution of a page.
+    pub fn get(&self, index: usize) -> u128 {
+        self.entries[index]
+    }
+
     /// Sum of all contributions.
     pub fn sum(&self) -> u128 {
         self.sum

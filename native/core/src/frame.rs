@@ -14,7 +14,7 @@
 //! only what comes after. Decoding is total: any bytes give a frame or an error.
 
 use crate::pages::PageSet;
-use crate::{CHUNK_BYTES, MEMORY_BYTES_MAX, PAGE_BYTES};
+use crate::{CHUNK_BYTES, CHUNK_PAGES, MEMORY_BYTES_MAX, PAGE_BYTES};
 
 /// Version of this protocol; a peer of another one is refused at the first frame.
 pub const FRAME_VERSION: u8 = 1;
@@ -29,6 +29,7 @@ const PAGES: u8 = 1;
 const ROUND_END: u8 = 2;
 const MISSING: u8 = 3;
 const FINAL: u8 = 4;
+const RECALL: u8 = 5;
 const RESUME: u8 = 16;
 const APPLIED: u8 = 17;
 const FAULT: u8 = 19;
@@ -37,6 +38,9 @@ const REFUSED: u8 = 21;
 const LISTED: u8 = 22;
 const LIST_END: u8 = 23;
 const CHECKED: u8 = 24;
+const HELD: u8 = 25;
+/// Contributions of a `Held` frame, one for each page of the chunk.
+const HELD_BYTES: usize = CHUNK_PAGES * 16;
 
 /// Why bytes are not a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +89,8 @@ pub enum Frame<'a> {
     Missing { chunk: u64, pages: PageSet },
     /// Nothing follows on this lane before the target runs; `digest` is the lane's sum.
     Final { digest: u128 },
+    /// A source that knows nothing of what its predecessor has sent asks what the target holds.
+    Recall,
     /// First frame of the target: its lane goes on after the header's sequence.
     Resume,
     /// Everything up to the header's sequence is applied.
@@ -96,7 +102,9 @@ pub enum Frame<'a> {
     /// Pages of a chunk that were missing when the target started, and those that still are:
     /// either side may have lost what it knew.
     Listed { chunk: u64, listed: PageSet, open: PageSet },
-    /// Every chunk with missing pages was listed.
+    /// What the target holds of a chunk: 16 bytes for each page, its contribution to the digest.
+    Held { chunk: u64, values: &'a [u8] },
+    /// Every chunk with missing pages, or of which something is held, was listed.
     ListEnd,
     /// The source has compared its frozen image with what was sent.
     Checked(Checked),
@@ -146,7 +154,8 @@ impl Header {
             FINAL | WHOLE => 16..=16,
             LISTED => 72..=72,
             CHECKED => 32..=32,
-            RESUME | APPLIED | LIST_END => 0..=0,
+            RESUME | APPLIED | LIST_END | RECALL => 0..=0,
+            HELD => 8 + HELD_BYTES..=8 + HELD_BYTES,
             FAULT => 8..=8,
             REFUSED => 1..=1,
             other => return Err(FrameError::Kind(other)),
@@ -189,6 +198,11 @@ impl Header {
                 wall_micros: take_checked(&body[16..])?,
                 cpu_micros: take_checked(&body[24..])?,
             }),
+            RECALL => Frame::Recall,
+            HELD => Frame::Held {
+                chunk: chunk_number(body)?,
+                values: body.get(8..).ok_or(FrameError::Malformed)?,
+            },
             other => return Err(FrameError::Kind(other)),
         })
     }
@@ -307,6 +321,12 @@ impl Frame<'_> {
                     out.extend_from_slice(&value.to_le_bytes());
                 }
             }
+            Frame::Recall => put_header(out, RECALL, 0, sequence),
+            Frame::Held { chunk, values } => {
+                put_header(out, HELD, 8 + values.len(), sequence);
+                out.extend_from_slice(&chunk.to_le_bytes());
+                out.extend_from_slice(values);
+            }
             Frame::Refused { reason } => {
                 put_header(out, REFUSED, 1, sequence);
                 out.push(reason as u8);
@@ -367,7 +387,8 @@ mod tests {
         round_trip(5, Frame::Whole { digest: 1 });
         let open = PageSet([1, 0, 0, 0]);
         round_trip(5, Frame::Listed { chunk: 3, listed: set, open });
-        for frame in [Frame::Resume, Frame::Applied, Frame::ListEnd] {
+        round_trip(5, Frame::Held { chunk: 9, values: &[7; HELD_BYTES] });
+        for frame in [Frame::Resume, Frame::Applied, Frame::ListEnd, Frame::Recall] {
             round_trip(6, frame);
         }
         round_trip(7, Frame::Fault { page: 262_143 });
@@ -403,7 +424,7 @@ mod tests {
 
         #[test]
         fn garbage_with_a_plausible_header_never_panics(
-            kind in 0_u8..25,
+            kind in 0_u8..27,
             body in proptest::collection::vec(any::<u8>(), 0..5000),
             length in proptest::option::of(any::<u32>()),
         ) {

@@ -45,6 +45,11 @@ impl FrameReader {
         self.spoil = true;
     }
 
+    /// The next frame has so long to come.
+    pub(crate) fn wait_until(&mut self, deadline: std::time::Instant) {
+        self.reader.set_deadline(Some(deadline));
+    }
+
     /// Waits for the next frame; answers its sequence and what it says.
     pub(crate) fn next(&mut self) -> Result<(u64, Frame<'_>), ReceiveError> {
         let mut bytes = [0; HEADER_BYTES];

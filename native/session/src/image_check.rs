@@ -58,6 +58,10 @@ impl LaneTable {
         lock(&self.0).is_zero(index)
     }
 
+    pub(crate) fn get(&self, index: usize) -> u128 {
+        lock(&self.0).get(index)
+    }
+
     pub(crate) fn sum(&self) -> u128 {
         lock(&self.0).sum()
     }

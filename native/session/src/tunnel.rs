@@ -142,15 +142,22 @@ pub(crate) fn relay_source(
     lane: Lane,
     figures: &TunnelFigures,
 ) -> Result<(), Failure> {
-    relay(client, lane, figures, || true)
+    relay(client, lane, figures, None)
 }
 
-/// The same, but bytes of the peer wait until `open` answers; `false` ends the tunnel.
+/// Waits for the first piece of a tunnel and answers its length; nothing of it is read yet.
+pub(crate) fn first_length(lane: &mut Lane) -> Result<u32, Failure> {
+    let mut length = [0; 4];
+    lane.reader.read_exact(&mut length)?;
+    Ok(u32::from_le_bytes(length))
+}
+
+/// The same where the length of the first piece was read before.
 pub(crate) fn relay(
     local: UnixStream,
     lane: Lane,
     figures: &TunnelFigures,
-    open: impl FnOnce() -> bool + Send,
+    first: Option<u32>,
 ) -> Result<(), Failure> {
     let lost = |error: io::Error| Failure::new(FailureCode::EngineFailed, error.to_string());
     let (mut outward, mut inward) = (local.try_clone().map_err(lost)?, local.try_clone().map_err(lost)?);
@@ -158,7 +165,7 @@ pub(crate) fn relay(
     thread::scope(|scope| {
         let control = &control;
         let down = scope.spawn(move || {
-            let ended = pump_in(reader, &mut inward, figures, open);
+            let ended = pump_in(reader, &mut inward, figures, first);
             if ended.is_err() {
                 // Both ways: the other thread must not wait for a socket that nobody serves.
                 let _ = inward.shutdown(Shutdown::Both);
@@ -210,21 +217,20 @@ fn pump_in(
     mut reader: LaneReader,
     socket: &mut UnixStream,
     figures: &TunnelFigures,
-    open: impl FnOnce() -> bool,
+    mut first: Option<u32>,
 ) -> Result<(), Failure> {
-    let mut open = Some(open);
     let mut buffer = vec![0; PIECE_BYTES_MAX];
     loop {
-        let mut length = [0; 4];
-        reader.read_exact(&mut length)?;
-        let length = u32::from_le_bytes(length) as usize;
+        let length = if let Some(known) = first.take() {
+            known
+        } else {
+            let mut length = [0; 4];
+            reader.read_exact(&mut length)?;
+            u32::from_le_bytes(length)
+        };
+        let length = length as usize;
         if length > PIECE_BYTES_MAX {
             return Err(Failure::new(FailureCode::LinkRefused, "a tunnel piece is too long"));
-        }
-        if let Some(open) = open.take()
-            && !open()
-        {
-            return Err(Failure::cancelled());
         }
         if length == 0 {
             // The VMM may have closed its side already.

@@ -312,7 +312,7 @@ fn strangers_unknown_moves_and_garbage_are_refused_and_harm_nothing() {
 }
 
 #[test]
-fn a_target_that_was_started_anew_is_a_lost_link_and_no_refusal() {
+fn a_target_that_was_started_anew_is_a_lost_session_and_no_refusal() {
     for post_copy in [false, true] {
         let lab = Lab::new(64 << 20);
         lab.guest.write_pages(0, PAGES, 1);
@@ -323,6 +323,6 @@ fn a_target_that_was_started_anew_is_a_lost_link_and_no_refusal() {
         // What a killed runner leaves: cut lanes, and nobody behind the port who knows the move.
         attempt.target.end();
         let failure = attempt.source.converged().wait().expect_err("the move ends");
-        assert_eq!(failure.code, FailureCode::LinkLost, "post-copy {post_copy}: {failure}");
+        assert_eq!(failure.code, FailureCode::SessionLost, "post-copy {post_copy}: {failure}");
     }
 }

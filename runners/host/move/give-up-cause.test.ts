@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import { CodedError, failureReport } from '../../../contracts/failures.ts';
 import type { FailureReport } from '../../../contracts/failures.ts';
-import { giveUpCause, whyTakenBack } from './give-up-cause.ts';
+import { giveUpCause, lostWithRunner, whyTakenBack } from './give-up-cause.ts';
 
 const broken = new CodedError('link/refused', 'the target expects no such move');
 const full = failureReport('preflight/memory', 'no space left');
@@ -43,4 +43,13 @@ test('a VM goes on at its source for what the target says, its link, or its sile
   expect(whyTakenBack(full, false)).toBe(full);
   expect(whyTakenBack(null, false).code).toBe('link/lost');
   expect(whyTakenBack(null, true).code).toBe('migration/deadline');
+  // Nothing is tried afresh: the ledger has ended the migration.
+  expect(whyTakenBack(failureReport('runner/session-lost', 'h2'), true).code).toBe('link/lost');
+});
+
+test('a refusal tells the next runner that the target has given up, the first the truth', () => {
+  expect(lostWithRunner(broken, true)).toMatchObject({ code: 'runner/session-lost' });
+  expect(lostWithRunner(broken, false)).toBe(broken);
+  const full = new CodedError('disk/full', 'h2');
+  expect(lostWithRunner(full, true)).toBe(full);
 });

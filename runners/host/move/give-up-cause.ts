@@ -8,7 +8,8 @@ const targetReasonMs = 2_000;
 const isLink = ({ code }: FailureReport | CodedError): boolean => code.startsWith('link/');
 /** What a source sees of a target that went: a lane, the tunnel of device state or a disk breaks. */
 const isEcho = (error: CodedError): boolean =>
-  isLink(error) || error.code === 'engine/failed' || error.code === 'disk/mirror';
+  isLink(error) || error.code === 'engine/failed' || error.code === 'disk/mirror'
+  || error.code === 'runner/session-lost';
 
 /**
  * The failure to report for `error`. A target that gives up lets go of the lanes first, so what
@@ -42,7 +43,19 @@ export function outcomeBeforeStop({ code, detail }: CodedError): SessionOutcome 
 
 /** Why a VM that stood goes on at its source, when the target said nothing (`told`) itself. */
 export function whyTakenBack(told: FailureReport | null, isLinked: boolean): FailureReport {
+  // Nothing is tried afresh: the ledger has ended the migration.
+  if (told?.code === 'runner/session-lost') return failureReport('link/lost', told.detail);
   if (told !== null) return told;
   return isLinked ? failureReport('migration/deadline', 'the target did not get ready in time')
     : failureReport('link/lost', 'to the target, while the VM stood');
+}
+
+/**
+ * A session whose runner took the move over from one that died: a target that refuses it has given
+ * up when the lanes of the dead one broke. That is no matter of certificates, and a fresh attempt
+ * helps.
+ */
+export function lostWithRunner(error: unknown, isSuccessor: boolean): unknown {
+  const isLost = isSuccessor && error instanceof CodedError && error.code === 'link/refused';
+  return isLost ? new CodedError('runner/session-lost', error.detail, error) : error;
 }

@@ -299,9 +299,10 @@ function stage(faults: Faults = {}) {
   const sourceMove = new SourceMove({
     ...common, target: h2, policy: defaultPolicy, world: world(h1), vmm: sourceVmm,
     gates: gates(h1), session: sourceSession, openLink: () => Promise.resolve(pair.a),
-    deviceStateSocket: '/d', diskSockets: [],
+    deviceStateSocket: '/d', diskSockets: [], isSuccessor: false,
     lanes: { address: '192.0.2.2', port: 1, count: 2, bandwidthBytesPerSecond: 0 },
     disks: {
+      clear: () => Promise.resolve(),
       start: () => Promise.resolve(),
       synchronised: () => step('disks-synchronised'),
       setBandwidth: () => Promise.resolve(),

@@ -158,6 +158,10 @@ export class MirrorSet implements SourceDisks {
     for (const { name } of this.#disks) await cutMirror(this.#qmp, name);
   }
 
+  async clear(): Promise<void> {
+    for (const { name } of this.#disks) await cancelMirror(this.#qmp, name);
+  }
+
   async cancel(): Promise<void> {
     this.#cancelled = true;
     await this.#started?.catch(() => undefined);

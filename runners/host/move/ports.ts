@@ -52,6 +52,8 @@ export interface MirrorProgress {
 
 /** The mirrors of one move at the source. */
 export interface SourceDisks {
+  /** Removes what a runner that died has left of its mirrors; before `start`. */
+  clear(): Promise<void>;
   /** Starts a mirror a disk into its socket; repeats join. */
   start(sockets: readonly string[]): Promise<void>;
   /** Every mirror is in sync and follows the guest's writes. */
@@ -142,7 +144,8 @@ export interface MoveNote {
   readonly peer: HostName;
   /**
    * `open`: a target is prepared; should the ledger have committed this very migration, everything
-   * had arrived, for that is what Ready attests. The source's stages follow its hand-over.
+   * had arrived, for that is what Ready attests. A source that copies has an open one, too: the
+   * next runner sees by it that it is not the first. Its other stages follow the hand-over.
    * `damaged`: the VM started here with wrong pages and stands until an operator decides.
    */
   readonly stage: 'open' | 'quiescing' | 'handed-over' | 'damaged';
@@ -184,6 +187,8 @@ export interface SourceMoveOptions {
   readonly session: SourceSession;
   readonly openLink: () => Promise<PeerConversation>;
   readonly lanes: MoveLanes;
+  /** A runner before this one has begun the same move and died. */
+  readonly isSuccessor: boolean;
   /** Sockets that the session listens on: device state, and one a disk. */
   readonly deviceStateSocket: string;
   readonly diskSockets: readonly string[];

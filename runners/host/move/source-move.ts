@@ -11,7 +11,8 @@ import type { TransferRecord } from '../../../contracts/ownership.ts';
 import type { ConvergenceDecision } from '../../data-plane/sessions.ts';
 import { transferFigures } from './figures.ts';
 import { tendFrozenImage } from './frozen-image.ts';
-import { giveUpCause, outcomeBeforeStop, whyTakenBack } from './give-up-cause.ts';
+import { giveUpCause, lostWithRunner, outcomeBeforeStop, whyTakenBack } from './give-up-cause.ts';
+import { Interruption } from './interruption.ts';
 import { proposeUntilAnswered, readEntry, sourceNote } from './ledger-steps.ts';
 import type { PeerMessage } from './peer-messages.ts';
 import type { PeerConversation, SourceMoveOptions } from './ports.ts';
@@ -30,10 +31,11 @@ type Phase = SessionProgress['phase'];
 /** One try to move a VM away. Methods may be called again and again; they join what runs. */
 export class SourceMove {
   readonly #options: SourceMoveOptions;
-  readonly #cancelled = Promise.withResolvers<string>();
-  readonly #ended = Promise.withResolvers<CodedError>();
+  readonly #interruption: Interruption;
   readonly #pass: { leave(): void };
   #phase: Phase = 'connecting';
+  #stopped = false;
+  #closed = false;
   #link: PeerConversation | null = null;
   #clock = { offsetMs: 0, errorMs: Infinity };
   #connecting: Promise<void> | null = null;
@@ -56,7 +58,7 @@ export class SourceMove {
     this.#attendedAtMs = this.#startedAtMs;
     this.#connectedMs = this.#startedAtMs;
     this.#memoryBegunMs = this.#startedAtMs;
-    void options.vmm.ended.then(this.#ended.resolve);
+    this.#interruption = new Interruption(options.vmm.ended);
   }
 
   get phase(): Phase { return this.#phase; }
@@ -65,6 +67,9 @@ export class SourceMove {
   get needsSuccessor(): boolean {
     return this.#phase === 'post-copy' && this.#options.session.snapshot().failure !== null;
   }
+  /** This session has not stopped the VM; its engine can't be asked any more. */
+  get isBeforeStop(): boolean { return !this.#stopped; }
+  get isClosed(): boolean { return this.#closed; }
   attend(): void {
     this.#attendedAtMs = this.#options.world.nowMs();
   }
@@ -79,7 +84,9 @@ export class SourceMove {
   /** Link, lanes, disks in sync. Failures: link/*, disk/mirror, migration/cancelled. */
   async syncDisks(): Promise<void> {
     this.#syncing ??= this.#syncDisks();
-    await this.#untilCancelled(this.#syncing);
+    await this.#interruption.race(this.#syncing).catch((error: unknown) => {
+      throw lostWithRunner(error, this.#options.isSuccessor);
+    });
   }
 
   /** Everything from round 0 on; see HostOperations.copyMemoryAndSwitchOver. */
@@ -97,7 +104,7 @@ export class SourceMove {
       }
     }
     if (command.kind === 'set-bandwidth') this.#looks.forgetPace();
-    if (command.kind === 'cancel') this.#cancelled.resolve(command.by);
+    if (command.kind === 'cancel') this.#interruption.cancel(command.by);
     if (command.kind === 'pause' || command.kind === 'resume') {
       this.#paused = command.kind === 'pause';
     }
@@ -106,26 +113,17 @@ export class SourceMove {
 
   /** Ends the try from outside while the VM still runs; later the ledger decides, not we. */
   async abort(by: string): Promise<void> {
-    this.#cancelled.resolve(by);
+    this.#interruption.cancel(by);
     if (this.#running !== null) await this.#running;
     else await this.#undo();
   }
 
   async close(): Promise<void> {
     this.#phase = 'ended';
+    this.#closed = true;
     this.#link?.close();
     await this.#options.session.close();
     this.#pass.leave();
-  }
-
-  async #untilCancelled<T>(work: Promise<T>): Promise<T> {
-    const by = this.#cancelled.promise.then((who): never => {
-      throw new CodedError('migration/cancelled', `by ${who}`);
-    });
-    const gone = this.#ended.promise.then((how): never => {
-      throw how;
-    });
-    return Promise.race([work, by, gone]);
   }
 
   async #connect(): Promise<void> {
@@ -154,7 +152,9 @@ export class SourceMove {
     this.#connecting ??= this.#connect();
     await this.#connecting;
     this.#phase = 'disk';
-    const { disks, diskSockets, policy } = this.#options;
+    const { disks, diskSockets, policy, world, vm } = this.#options;
+    await disks.clear();
+    await world.note(vm, sourceNote(this.#options, 'open'));
     await disks.start(diskSockets);
     if (policy.bandwidthBytesPerSecond > 0) await disks.setBandwidth(policy.bandwidthBytesPerSecond);
     await disks.synchronised();
@@ -181,16 +181,16 @@ export class SourceMove {
       this.#phase = 'memory';
       this.#memoryBegunMs = this.#options.world.nowMs();
       log.info({ phase: 'memory' }, 'copying memory');
-      this.#options.session.startPreCopy();
-      decision = await this.#untilCancelled(
-        Promise.race([this.#options.session.waitConverged(), this.#targetLost()]),
-      );
+      const { session } = this.#options;
+      session.startPreCopy();
+      const converged = Promise.race([session.waitConverged(), this.#targetLost()]);
+      decision = await this.#interruption.race(converged);
       if (decision.decision === 'give-up') {
         const code = decision.cause === 'deadline'
           ? 'migration/deadline' as const : 'migration/not-converging' as const;
         throw new CodedError(code, decision.reason);
       }
-      await this.#untilCancelled(this.#options.disks.tighten());
+      await this.#interruption.race(this.#options.disks.tighten());
     } catch (error) {
       return this.#giveUpRunning(error);
     }
@@ -222,8 +222,8 @@ export class SourceMove {
   }
 
   async #undo(): Promise<void> {
-    const { session, disks, log } = this.#options;
-    const ends = await Promise.allSettled([session.abort(), disks.cancel()]);
+    const { session, disks, log, world, vm } = this.#options;
+    const ends = await Promise.allSettled([session.abort(), disks.cancel(), world.note(vm, null)]);
     for (const end of ends) {
       if (end.status === 'rejected') log.error({ error: String(end.reason) }, 'undoing failed');
     }
@@ -232,6 +232,7 @@ export class SourceMove {
 
   async #handOver(decision: ConvergenceDecision): Promise<SessionOutcome> {
     const { world, vmm, vm, log } = this.#options;
+    this.#stopped = true;
     await world.note(vm, sourceNote(this.#options, 'quiescing'));
     // STOP waits for the guest's writes, and those for a target that may have gone silent.
     const patience = setTimeout(() => this.#cutDisks(), stopPatienceMs);
@@ -346,7 +347,6 @@ export class SourceMove {
     await gates.bindLease(end.epoch);
     await vmm.stamp(end.epoch);
     await vmm.resume();
-    await world.note(vm, null);
     await this.#undo();
     log.info({ epoch: end.epoch }, 'the VM goes on here');
     return { kind: 'failed', failure, resumed: true };

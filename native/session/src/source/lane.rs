@@ -8,7 +8,7 @@ use std::time::Instant;
 use novacron_core::digest::PageHasher;
 use novacron_core::frame::{Frame, HEADER_BYTES, PAGES_HEAD_BYTES, pages_head};
 use novacron_core::hello::LaneRole;
-use novacron_core::pages::PageSet;
+use novacron_core::pages::{PageSet, lane_of_chunk};
 use novacron_core::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
 use novacron_guest_memory::{WriteMarks, is_zero_page};
 use novacron_transport::{LaneError, LaneWriter};
@@ -16,8 +16,9 @@ use novacron_transport::{LaneError, LaneWriter};
 use crate::completion::lock;
 use crate::{OPEN_WAIT_MAX, REFUSED_PAUSE, take_ordinary_priority};
 use crate::failure::{Failure, FailureCode};
-use crate::frames::FrameReader;
+use crate::frames::{FrameReader, send_now};
 use crate::image_check::LaneTable;
+use crate::page_bits::pages_of_chunk;
 use crate::source::flight::{Cargo, Flight, Sent};
 use crate::source::orders::{Action, LaneDone, Phase};
 use crate::source::{FinishMode, Shared};
@@ -68,6 +69,10 @@ pub(crate) struct LaneSender {
     marks: Option<WriteMarks>,
     /// After a break it is not known what the target holds: zeros are said, not assumed.
     say_zeros: bool,
+    /// Nothing was sent yet: what the target holds came from a source before this one.
+    fresh: bool,
+    /// The target told what it holds: pages that are there already are not sent.
+    compares: bool,
 }
 
 impl LaneSender {
@@ -85,6 +90,8 @@ impl LaneSender {
             done: LaneDone { last: shared.resumed, ..LaneDone::default() },
             marks: None,
             say_zeros: false,
+            fresh: !shared.resumed,
+            compares: false,
             shared,
         }
     }
@@ -129,6 +136,19 @@ impl LaneSender {
             Err(_) => return Stop::Broken(LaneError::Truncated),
         };
         self.start_over(applied);
+        let mut writer = lane.writer;
+        if applied > 0 && self.fresh {
+            match self.recall(&mut writer, &mut frames) {
+                Ok(()) => {}
+                Err(Stop::Ended) => return Stop::Ended,
+                Err(stop) => {
+                    // Asked too early, or of a target that has gone on: not again at once.
+                    thread::sleep(REFUSED_PAUSE);
+                    return stop;
+                }
+            }
+        }
+        self.fresh = false;
         self.shared.lane_opened();
         let acknowledgements = {
             let (shared, flight) = (self.shared.clone(), self.flight.clone());
@@ -140,13 +160,59 @@ impl LaneSender {
             self.shared.fail(Failure::new(FailureCode::EngineFailed, "no thread for a lane"));
             return Stop::Ended;
         };
-        let mut writer = lane.writer;
         let stop = self.obey(&mut writer);
         lane.control.shutdown();
         // The thread ends with the lane; a panic of it has broken the lane already.
         let _ = acknowledgements.join();
         self.shared.lane_closed();
         stop
+    }
+
+    /// Asks the target what it holds of a predecessor of this session. Each of those pages is
+    /// looked at again, and sent only if it has changed since.
+    fn recall(&mut self, writer: &mut LaneWriter, frames: &mut FrameReader) -> Result<(), Stop> {
+        let sequence = self.sequence + 1;
+        send_now(writer, sequence, Frame::Recall)?;
+        loop {
+            frames.wait_until(Instant::now() + OPEN_WAIT_MAX);
+            let refused = match frames.next() {
+                Ok((_, Frame::Held { chunk, values })) if self.is_own(chunk) => {
+                    self.adopt(chunk as usize, values);
+                    continue;
+                }
+                Ok((_, Frame::ListEnd)) => break,
+                Ok((_, Frame::Refused { reason })) => self.shared.refusal(reason),
+                Ok(_) => Failure::new(FailureCode::LinkRefused, "a list that can't be"),
+                Err(_) => return Err(Stop::Broken(LaneError::Truncated)),
+            };
+            self.shared.fail(refused);
+            return Err(Stop::Ended);
+        }
+        self.sequence = sequence;
+        self.noted = sequence;
+        self.compares = true;
+        Ok(())
+    }
+
+    fn is_own(&self, chunk: u64) -> bool {
+        let chunk = chunk as usize;
+        let exists = chunk < self.shared.dirty.chunks();
+        exists && lane_of_chunk(chunk, self.shared.lane_count) == self.index
+    }
+
+    fn adopt(&mut self, chunk: usize, values: &[u8]) {
+        let existing = pages_of_chunk(chunk, self.shared.memory.length());
+        let mut held = PageSet::EMPTY;
+        for (page, value) in values.as_chunks::<16>().0.iter().enumerate() {
+            let value = u128::from_le_bytes(*value);
+            if value != 0 && existing.contains(page) {
+                self.table.replace(self.table_index(chunk, page), value);
+                held.insert(page);
+            }
+        }
+        self.shared.held.insert_set(chunk, &held);
+        // Also what is a hole here by now.
+        self.shared.dirty.insert_set(chunk, &held);
     }
 
     /// What was not applied becomes dirty again; sequences go on where the target stands.
@@ -307,7 +373,9 @@ impl LaneSender {
             return Err(Stop::Ended);
         }
         let (data, zero) = self.keep_data(chunk, pages, start);
-        let zero_skipped = pages.count() - data.count() - zero.count();
+        let (data, same) = self.leave_out_same(chunk, data, start);
+        self.shared.figures.done_pages.fetch_add(same, Ordering::Relaxed);
+        let zero_skipped = pages.count() - data.count() - zero.count() - same as usize;
         self.shared.note_zeros(zero_skipped as u64, zero.count() as u64);
         if data.is_empty() && zero.is_empty() {
             return Ok(());
@@ -383,6 +451,9 @@ impl LaneSender {
             numbers[kept] = (chunk * CHUNK_PAGES + page) as u64;
             kept += 1;
         }
+        if self.compares && !self.done.last {
+            return (data, zero);
+        }
         let bytes = &self.buffer[start..start + kept * PAGE_BYTES];
         let base = chunk / self.shared.lane_count * CHUNK_PAGES;
         let after_final = self.done.last;
@@ -395,6 +466,35 @@ impl LaneSender {
             }
         });
         (data, zero)
+    }
+
+    /// Hashes pages and leaves out those that the target holds already; answers the rest, which
+    /// lies together again, and how many were left out.
+    fn leave_out_same(&mut self, chunk: usize, data: PageSet, start: usize) -> (PageSet, u64) {
+        if !self.compares || self.done.last || data.is_empty() {
+            return (data, 0);
+        }
+        let (mut numbers, mut values) = ([0; CHUNK_PAGES], [0; CHUNK_PAGES]);
+        let mut count = 0;
+        for page in data.iter() {
+            numbers[count] = (chunk * CHUNK_PAGES + page) as u64;
+            count += 1;
+        }
+        let bytes = &self.buffer[start..start + count * PAGE_BYTES];
+        self.hasher.contributions(bytes, &numbers[..count], |index, value| values[index] = value);
+        let (mut left, mut kept) = (PageSet::EMPTY, 0);
+        for (position, page) in data.iter().enumerate() {
+            let index = self.table_index(chunk, page);
+            if self.table.get(index) == values[position] {
+                continue;
+            }
+            self.table.replace(index, values[position]);
+            let from = start + position * PAGE_BYTES;
+            self.buffer.copy_within(from..from + PAGE_BYTES, start + kept * PAGE_BYTES);
+            left.insert(page);
+            kept += 1;
+        }
+        (left, (count - kept) as u64)
     }
 
     fn table_index(&self, chunk: usize, page: usize) -> usize {

@@ -250,13 +250,13 @@ impl Shared {
     }
 
     /// What a refused lane means. A peer that has taken our lanes before and knows nothing of the
-    /// move any more was started anew: nobody denies us anything, the link is lost.
+    /// move any more was started anew, or has given up: nobody denies us anything.
     pub(crate) fn refusal(&self, reason: Refusal) -> Failure {
         let was_taken = matches!(self.connected.peek(), Some(Ok(())));
         match reason {
             Refusal::Unknown if was_taken => Failure::new(
-                FailureCode::LinkLost,
-                "the target no longer knows the move: its runner was started anew",
+                FailureCode::SessionLost,
+                "the target no longer knows the move",
             ),
             Refusal::Unknown => {
                 Failure::new(FailureCode::LinkRefused, "the target expects no such move")

@@ -7,7 +7,7 @@ use novacron_core::digest::PageHasher;
 use novacron_core::frame::{Frame, Refusal};
 use novacron_core::pages::{PageSet, lane_of_chunk};
 use novacron_core::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
-use novacron_transport::Lane;
+use novacron_transport::{Lane, LaneWriter};
 
 use crate::completion::lock;
 use crate::failure::{Failure, FailureCode};
@@ -101,6 +101,10 @@ impl Receiver<'_> {
                     self.shared.lane_is_final(digest)?;
                     true
                 }
+                Frame::Recall if !state.last => {
+                    self.tell_held(state, &mut writer, sequence)?;
+                    true
+                }
                 // The mover before this one had applied it, its answer was lost with it.
                 Frame::Missing { .. } | Frame::Final { .. } if self.shared.resumed => true,
                 _ => return Err(Failure::new(FailureCode::LinkRefused, "an unexpected frame came")),
@@ -111,6 +115,26 @@ impl Receiver<'_> {
                 (bytes, since) = (0, 0);
             }
         }
+    }
+
+    /// What this lane holds, for a source that did not send it itself.
+    fn tell_held(
+        &self,
+        state: &LaneState,
+        writer: &mut LaneWriter,
+        sequence: u64,
+    ) -> Result<(), Failure> {
+        let mut values = [0; CHUNK_PAGES * 16];
+        for chunk in (self.index..self.shared.missing.chunks()).step_by(self.count) {
+            for (page, value) in values.chunks_exact_mut(16).enumerate() {
+                value.copy_from_slice(&state.table.get(self.index_of(chunk, page)).to_le_bytes());
+            }
+            if values.iter().any(|byte| *byte != 0) {
+                send_now(writer, sequence, Frame::Held { chunk: chunk as u64, values: &values })?;
+            }
+        }
+        send_now(writer, sequence, Frame::ListEnd)?;
+        Ok(())
     }
 
     /// The chunk must be this lane's, and its pages must exist.

@@ -5,6 +5,7 @@ mod faults;
 mod journal;
 mod lane;
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -127,6 +128,10 @@ pub(crate) struct Shared {
     pub(crate) wire: Wire,
     pub(crate) figures: Figures,
     device: TunnelFigures,
+    /// The present device lane: a new one ends it before it waits for the VMM's socket.
+    device_lane: Mutex<Option<LaneControl>>,
+    /// The VMM's incoming socket while no lane uses it: a VMM that loses it ends.
+    device_socket: Mutex<Option<UnixStream>>,
     disks: Disks,
     finals: Mutex<usize>,
     /// Sum over all lanes at the final markers.
@@ -164,6 +169,9 @@ impl Shared {
         }
         self.faults.let_go();
         self.check.end(failure, self.faults.left() > 0);
+        if let Ok(mut kept) = self.device_socket.try_lock() {
+            kept.take();
+        }
         self.memory_in.give(Err(failure.clone()));
         self.whole.give(Err(failure.clone()));
     }
@@ -292,6 +300,8 @@ impl TargetSession {
             wire: Wire::default(),
             figures: Figures::default(),
             device: TunnelFigures::default(),
+            device_lane: Mutex::new(None),
+            device_socket: Mutex::new(None),
             disks: Disks::new(options.disks.len(), options.epoch, GateOptions::TARGET),
             finals: Mutex::new(0),
             final_sum: Mutex::new(0),
@@ -433,13 +443,30 @@ pub(crate) fn refuse(mut lane: Lane, reason: Refusal) {
     let _ = lane.writer.finish();
 }
 
-/// Connects to the VMM before any byte is there, and holds the bytes until memory is in.
-fn device_tunnel(shared: &Arc<Shared>, lane: Lane) {
-    let socket = &shared.options.device_state_socket;
-    let ended = || shared.ended();
-    let connected = tunnel::connect_patiently(socket, DEVICE_SOCKET_WAIT_MAX, ended);
+/// Connects to the VMM before any byte is there, and holds the bytes until memory is in. A lane
+/// that breaks before has cost nothing: the next one, perhaps of another source runner, goes on
+/// with the same connection.
+fn device_tunnel(shared: &Arc<Shared>, mut lane: Lane) {
+    if let Some(before) = lock(&shared.device_lane).replace(lane.control.clone()) {
+        before.shutdown();
+    }
+    let mut kept = lock(&shared.device_socket);
+    let path = &shared.options.device_state_socket;
+    let connected = kept.take().map_or_else(
+        || tunnel::connect_patiently(path, DEVICE_SOCKET_WAIT_MAX, || shared.ended()),
+        Ok,
+    );
     let relayed = connected.and_then(|local| {
-        tunnel::relay(local, lane, &shared.device, || shared.wait_memory_in().is_ok())
+        let first = match tunnel::first_length(&mut lane) {
+            Ok(first) => first,
+            Err(failure) => {
+                // A mirror can't be joined: with disks the copy begins afresh, in another VMM.
+                *kept = shared.options.disks.is_empty().then_some(local);
+                return Err(failure);
+            }
+        };
+        shared.wait_memory_in()?;
+        tunnel::relay(local, lane, &shared.device, Some(first))
     });
     if let Err(failure) = relayed
         && !matches!(shared.memory_in.peek(), Some(Ok(_)))
