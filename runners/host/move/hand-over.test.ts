@@ -245,7 +245,10 @@ function stage(faults: Faults = {}) {
     waitChecked: () => Promise.resolve({
       source: compared, target: compared, writtenPageCount: 0, wrongPageCount: 0 }),
     endCheck: () => step('end-check'),
-    snapshot: () => ({ ioSequence: [], diskDigests: [faults.diskDigestAtTarget ?? 'a'.repeat(32)] }),
+    snapshot: () => ({
+      failure: null, ioSequence: [],
+      diskDigests: [faults.diskDigestAtTarget ?? 'a'.repeat(32)],
+    }),
     close: () => Promise.resolve(),
   } as unknown as TargetSession;
   const deviceIn = Promise.withResolvers<void>();

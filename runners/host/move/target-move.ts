@@ -167,6 +167,10 @@ export class TargetMove {
     });
     const device = vmm.loaded().then(() => {
       this.#marks.deviceInMs = world.nowMs();
+    }).catch(async (error: unknown) => {
+      // A session that fails takes the stream of device state with it: its own reason is the cause.
+      if (session.snapshot().failure !== null) await memory;
+      throw error;
     });
     const flushed = this.#disksDrained.promise.then(async (written) => {
       await session.flushDisks();
