@@ -1,12 +1,13 @@
 /**
  * `unit` runs beside itself, `e2e` alone, because it measures and owns the machine; `cluster` is
- * the production profile, a command of its own (`npm run test:cluster`).
+ * the production profile (`npm run test:cluster`), `long` what takes minutes (`npm run test:long`).
  */
 import { defineConfig } from 'vitest/config';
 
 const exclude = ['**/node_modules/**', 'build/**', 'native/**', '.cache/**'];
 /** These start servers, VMs or network namespaces. */
-const heavy = ['test/e2e/**/*.test.ts', 'test/workflows/**/*.test.ts', 'test/cluster/**/*.test.ts'];
+const heavy = ['test/e2e/**/*.test.ts', 'test/workflows/**/*.test.ts', 'test/cluster/**/*.test.ts',
+  'test/long/**/*.test.ts'];
 
 // vitest reads its configuration as a default export.
 export default defineConfig({
@@ -20,7 +21,8 @@ export default defineConfig({
       },
       {
         test: {
-          name: 'e2e', include: heavy, exclude: [...exclude, 'test/cluster/**'], fileParallelism: false,
+          name: 'e2e', include: heavy, exclude: [...exclude, 'test/cluster/**', 'test/long/**'],
+          fileParallelism: false,
           // A guest boots in 3 s here and in a minute on a busy machine; a move may take as long.
           testTimeout: 240_000, hookTimeout: 300_000,
         },
@@ -29,6 +31,12 @@ export default defineConfig({
         test: {
           name: 'cluster', include: ['test/cluster/**/*.test.ts'], exclude, fileParallelism: false,
           testTimeout: 300_000, hookTimeout: 300_000,
+        },
+      },
+      {
+        test: {
+          name: 'long', include: ['test/long/**/*.test.ts'], exclude, fileParallelism: false,
+          testTimeout: 500_000, hookTimeout: 300_000,
         },
       },
     ],

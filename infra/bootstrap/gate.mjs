@@ -1,4 +1,5 @@
-// The gate: `npm test`, `npm run ready` and `npm run test:cluster`, on Node 24, after the set-up.
+// The gate: `npm test`, `npm run ready`, `npm run test:cluster` and `npm run test:long`, on Node 24,
+// after the set-up.
 //
 // Types, lint, Rust's tests, unit tests, end-to-end tests; each runs even when an earlier one
 // failed, so that one run tells all. Words given are file filters for vitest and leave out the
@@ -127,6 +128,7 @@ const generatedFiles = async () => {
 
 const stagesFor = (gate, filters) => {
   if (gate === 'cluster') return [['production profile', () => vitest('cluster', filters)]];
+  if (gate === 'long') return [['what takes minutes', () => vitest('long', filters)]];
   const tried = async (once, again) =>
     (gate === 'ready' ? once() : withSecondTry(await once(), again));
   const project = (name) => () =>

@@ -1,5 +1,5 @@
 // `node infra/bootstrap/main.mjs [--json] [--then THING] [-- ARGUMENTS]`, THING one of
-// demo, test, cluster, bench, faults, ready
+// demo, test, cluster, long, bench, faults, ready
 //
 // Makes a fresh machine ready and then runs the next thing on Node 24. Runs on Node 20 or newer
 // with nothing installed. Decides the order of the set-up; what a step does is in steps.mjs.
@@ -23,6 +23,7 @@ const nextThings = {
   faults: ['cli/main.ts', 'faults'],
   test: ['infra/bootstrap/gate.mjs', 'test'],
   cluster: ['infra/bootstrap/gate.mjs', 'cluster'],
+  long: ['infra/bootstrap/gate.mjs', 'long'],
   ready: ['infra/bootstrap/gate.mjs', 'ready'],
 };
 

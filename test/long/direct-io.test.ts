@@ -10,8 +10,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { mib } from '../../contracts/units.ts';
-import { EngineLab, missingParts } from './engine-lab.ts';
-import type { LabDisk, Vmm } from './engine-lab.ts';
+import { EngineLab, missingParts } from '../e2e/engine-lab.ts';
+import type { LabDisk, Vmm } from '../e2e/engine-lab.ts';
 
 const lacking = missingParts();
 if (lacking !== null) console.warn(`moves with direct I/O are skipped: ${lacking} missing`);
