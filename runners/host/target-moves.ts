@@ -19,7 +19,7 @@ import type { HostContext } from './host-context.ts';
 import { proposeUntilAnswered, readEntry } from './move/ledger-steps.ts';
 import { barredTarget } from './move/barred-ports.ts';
 import type { GreetingRefusal, PeerGreeter } from './move/peer-link.ts';
-import { halfOfPostCopy, ResumedTarget } from './move/post-copy.ts';
+import { halfOfPostCopy, mayRemove, ResumedTarget } from './move/post-copy.ts';
 import { TargetMove } from './move/target-move.ts';
 import { observeTarget } from './observe-target.ts';
 import { plantedDelayMs, plantedFault } from './planted-faults.ts';
@@ -314,12 +314,13 @@ export class TargetMoves {
         if (entry.phase === 'owned') await this.#forgetSettled(vm);
         else await this.#settleAlone(vm, migration, epoch + 1, move);
       } else if (!isOpen && entry?.owner !== host) {
-        log.warn({ vm, migration }, 'the migration is over: what was prepared is discarded');
+        log.warn({ vm, migration }, 'the migration is over: nothing of it is kept');
         move.discard('the migration is over');
         await move.outcome;
         await this.#turns.take(vm, async () => {
+          if (this.#moves.get(vm)?.move !== move) return;
           await this.#forget(vm);
-          await this.#vms.remove(vm);
+          if (mayRemove(await readEntry(world, vm), host)) await this.#vms.remove(vm);
         });
       }
     }

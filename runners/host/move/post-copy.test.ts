@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { hostName, migrationId, requestId, vmName } from '../../../contracts/identity.ts';
 import type { TransferRecord, VmEntry } from '../../../contracts/ownership.ts';
-import { halfOfPostCopy } from './post-copy.ts';
+import { halfOfPostCopy, mayRemove } from './post-copy.ts';
 
 const [source, target, other] = [hostName('h1'), hostName('h2'), hostName('h3')];
 const vm = vmName('web');
@@ -27,5 +27,18 @@ describe('which half of a post-copy is left to a host', () => {
     ['settled, at the source', { ...started, phase: 'owned' as const }, source, null],
   ])('%s', (_name, entry, host, half) => {
     expect(halfOfPostCopy(entry, host)).toBe(half);
+  });
+});
+
+describe('what is left here of a VM whose migration to this host is over', () => {
+  it.each([
+    ['stays at the source of an unsettled move', started, source, false],
+    ['stays before the other side has started, too', { ...started, lastStarted: 4 }, source, false],
+    ['stays with the owner', started, target, false],
+    ['goes from a bystander', started, other, true],
+    ['goes once the move is settled', { ...started, phase: 'owned' as const }, source, true],
+    ['goes when the ledger knows nothing of it', null, source, true],
+  ])('%s', (_name, entry, host, may) => {
+    expect(mayRemove(entry, host)).toBe(may);
   });
 });

@@ -23,6 +23,17 @@ export function halfOfPostCopy(entry: VmEntry, host: HostName): 'source' | 'targ
   return entry.previous === host && entry.lastStarted === entry.epoch ? 'source' : null;
 }
 
+/**
+ * Whether what is here of a VM may go when a migration to this host is over. Not when the VM has been
+ * here since and moves on: the source of an unsettled move keeps its image, perhaps the only one.
+ */
+export function mayRemove(
+  entry: Pick<VmEntry, 'owner' | 'phase' | 'previous'> | null, host: HostName,
+): boolean {
+  if (entry === null) return true;
+  return entry.owner !== host && !(entry.phase === 'unsettled' && entry.previous === host);
+}
+
 /** The target's half after a restart: the VM runs, its missing pages come. */
 export class ResumedTarget {
   readonly session: TargetSession;
