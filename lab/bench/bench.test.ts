@@ -15,7 +15,8 @@ import { summariseRuns } from './summary.ts';
 const run = (engine: RunRecord['engine'], fields: Partial<RunRecord>): RunRecord => ({
   engine, run: 1, outcome: 'completed', totalMs: 100, totalPartsMs: null, wholeMs: 900,
   controlCpuSeconds: 0.1, othersCpuSeconds: 0.1, downtimeMs: 10, outsideGapMsMax: 20,
-  outsideGapBeganMs: -1,  redisGapMsMax: 30, restingGapMsP99: 3, wireBytes: 1000, cpuSeconds: 1, guestCpuSeconds: 0.5,
+  outsideGapBeganMs: -1, redisGapMsMax: 30, restingGapMsP99: 3, wireBytes: 1000, cpuSeconds: 1,
+  guestCpuSeconds: 0.5,
   rounds: 3, guestVerified: true, ackedWrites: 5, lostWrites: 0, reason: null,
   dirtyBytesPerSecond: 0, details: {}, ...fields,
 });

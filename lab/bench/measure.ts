@@ -219,8 +219,8 @@ export function judgeRun(seen: {
 const nothingSeen = {
   totalMs: null, totalPartsMs: null, wholeMs: null, downtimeMs: null, outsideGapMsMax: null,
   outsideGapBeganMs: null, redisGapMsMax: null, restingGapMsP99: null, wireBytes: null,
-  cpuSeconds: null, guestCpuSeconds: null, controlCpuSeconds: null, othersCpuSeconds: null, rounds: null,
-  ackedWrites: 0, lostWrites: 0, dirtyBytesPerSecond: null, details: {},
+  cpuSeconds: null, guestCpuSeconds: null, controlCpuSeconds: null, othersCpuSeconds: null,
+  rounds: null, ackedWrites: 0, lostWrites: 0, dirtyBytesPerSecond: null, details: {},
 } as const;
 
 /** A run that could not be made, or broke where nothing should: it counts as failed. Pure. */

@@ -163,8 +163,12 @@ class DirectEngine implements BenchEngine {
   async wake(): Promise<void> {
     if (!this.#isResting) return;
     this.#isResting = false;
-    await this.#observer?.client.execute('cont');
-    this.#signalRunners('SIGCONT');
+    try {
+      await this.#observer?.client.execute('cont');
+    } finally {
+      // Also for a guest that died meanwhile: only its runner can clean up after it.
+      this.#signalRunners('SIGCONT');
+    }
     await sleep(settleMs);
   }
 
