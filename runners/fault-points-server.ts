@@ -3,7 +3,6 @@
  * role `lab` may speak, and only a process of the lab profile listens at all. What a connection has
  * armed goes with it: a campaign that dies leaves nobody waiting.
  */
-import { rm } from 'node:fs/promises';
 import { createServer } from 'node:tls';
 import type { TLSSocket } from 'node:tls';
 import type { Logger } from 'pino';
@@ -15,6 +14,7 @@ import type { RevocationList } from '../payloads/revocation.ts';
 import { authorizePeer, serverTlsOptions } from '../payloads/tls.ts';
 import type { TlsMaterial } from '../payloads/tls.ts';
 import type { FaultPoints } from './fault-points.ts';
+import { listenPrivately } from './private-socket.ts';
 
 /** A campaign, and who looks on. */
 const connectionCountMax = 16;
@@ -84,8 +84,6 @@ export async function serveFaultPoints(
   if (profile !== 'lab') {
     throw new CodedError('input/invalid', 'fault points are for the lab; remove faultSocket');
   }
-  await rm(socketPath, { force: true });
-  const open = new Set<TLSSocket>();
   const server = createServer(serverTlsOptions(tls.material), (socket) => {
     socket.on('error', () => socket.destroy());
     try {
@@ -95,25 +93,7 @@ export async function serveFaultPoints(
       socket.destroy();
       return;
     }
-    open.add(socket);
-    socket.once('close', () => open.delete(socket));
     serve(socket, options);
   });
-  server.maxConnections = connectionCountMax;
-  const listening = Promise.withResolvers<void>();
-  server.once('error', listening.reject);
-  const umask = process.umask(0o177);
-  try {
-    server.listen(socketPath, listening.resolve);
-    await listening.promise;
-  } finally {
-    process.umask(umask);
-  }
-  return {
-    close: async () => {
-      const closed = new Promise<void>((resolve) => server.close(() => resolve()));
-      for (const socket of open) socket.destroy();
-      await closed;
-    },
-  };
+  return await listenPrivately(server, { socketPath, connectionCountMax });
 }

@@ -4,7 +4,7 @@
  * an operation may do (a stop still obeys the ownership rules) is decided there.
  * Protocol and limits: payloads/host-socket.ts. Access: mode 0600, the runner's user and root.
  */
-import { chmod, mkdir, rm } from 'node:fs/promises';
+import { chmod, mkdir } from 'node:fs/promises';
 import { connect, createServer } from 'node:net';
 import type { Socket } from 'node:net';
 import { dirname } from 'node:path';
@@ -17,6 +17,7 @@ import type { VmName } from '../../contracts/identity.ts';
 import type { VmRunState } from '../../contracts/runner.ts';
 import { localLineBytesMax, localRequest } from '../../payloads/host-socket.ts';
 import type { LocalRequest, LocalStatus, LocalVm } from '../../payloads/host-socket.ts';
+import { listenPrivately } from '../private-socket.ts';
 
 /** One person at a keyboard and a few scripts. */
 const connectionCountMax = 16;
@@ -134,31 +135,8 @@ export async function serveLocalApi({ socketPath, operations, logger }: {
   if (await isAlive(socketPath)) {
     throw new CodedError('internal', `${socketPath}: another runner answers there`);
   }
-  await rm(socketPath, { force: true });
-  const open = new Set<Socket>();
-  const server = createServer((socket) => {
-    open.add(socket);
-    socket.once('close', () => open.delete(socket));
-    serve({ socket, operations, logger });
-  });
-  server.maxConnections = connectionCountMax;
-  const listening = Promise.withResolvers<void>();
-  server.once('error', listening.reject);
-  // The socket must never be open to others, not even between listen and chmod.
-  const umask = process.umask(0o177);
-  try {
-    server.listen(socketPath, listening.resolve);
-    await listening.promise;
-  } finally {
-    process.umask(umask);
-  }
+  const server = createServer((socket) => serve({ socket, operations, logger }));
+  const { close } = await listenPrivately(server, { socketPath, connectionCountMax });
   await chmod(socketPath, 0o600);
-  return {
-    socketPath,
-    close: async () => {
-      const closed = new Promise<void>((resolve) => server.close(() => resolve()));
-      for (const socket of open) socket.destroy();
-      await closed;
-    },
-  };
+  return { socketPath, close };
 }
