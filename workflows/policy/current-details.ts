@@ -1,5 +1,5 @@
 /** What a person reads at the top of a move's page in Temporal's UI (Markdown): pure. */
-import type { MigrationOutcome, MigrationStatus } from '../../contracts/migration.ts';
+import type { MigrationOutcome, MigrationStatus, SessionProgress } from '../../contracts/migration.ts';
 import { formatBytes } from '../../contracts/units.ts';
 
 const milliseconds = (value: number): string =>
@@ -27,21 +27,35 @@ function outcomeText(outcome: MigrationOutcome): string {
   }
 }
 
-/** One line of state, one of figures, one of what is waited for. */
+const rate = (bytesPerSecond: number): string => `${formatBytes(Math.round(bytesPerSecond))}/s`;
+
+/** The session at the last look, which may be minutes ago: looks are few, to keep histories short. */
+function figuresOf(progress: SessionProgress): readonly string[] {
+  const { round, paused, bytesDone, bytesPlanned, diskBytesDone, diskBytesTotal } = progress;
+  const foreseen = [
+    ...(progress.etaMs === null ? [] : [`${milliseconds(progress.etaMs)} left`]),
+    ...(progress.estimatedDowntimeMs === null ? []
+      : [`downtime of ${milliseconds(progress.estimatedDowntimeMs)} foreseen`]),
+  ];
+  return [
+    ...(diskBytesTotal === 0 ? []
+      : [`disks: ${formatBytes(diskBytesDone)} of ${formatBytes(diskBytesTotal)}`]),
+    `round ${round}${paused ? ' (paused)' : ''}, `
+    + `${formatBytes(bytesDone)} of ${formatBytes(bytesPlanned)}, `
+    + `${formatBytes(progress.bytesOnWire)} on the wire, `
+    + `${rate(progress.sendBytesPerSecond)} sent, ${rate(progress.dirtyBytesPerSecond)} dirtied`,
+    ...(foreseen.length === 0 ? [] : [`when last asked: ${foreseen.join(', ')}`]),
+    ...(progress.convergence === '' ? [] : [`convergence: ${progress.convergence}`]),
+  ];
+}
+
+/** One line of state, then figures, then what is waited for. */
 export function currentDetails(status: MigrationStatus): string {
   const { vm, source, target, phase, percent, progress, waitingFor, outcome } = status;
   const lines = [`\`${vm}\`: \`${source ?? '?'}\` → \`${target}\``];
   if (outcome !== null) return [...lines, outcomeText(outcome)].join('\n\n');
   lines.push(`phase **${phase}**, ${percent} %`);
-  if (progress !== null) {
-    lines.push(
-      `round ${progress.round}${progress.paused ? ' (paused)' : ''}, `
-      + `${formatBytes(progress.bytesDone)} of ${formatBytes(progress.bytesPlanned)}, `
-      + `${formatBytes(progress.bytesOnWire)} on the wire, `
-      + `${formatBytes(Math.round(progress.sendBytesPerSecond))}/s sent, `
-      + `${formatBytes(Math.round(progress.dirtyBytesPerSecond))}/s dirtied`,
-    );
-  }
+  if (progress !== null) lines.push(...figuresOf(progress));
   if (waitingFor !== null) lines.push(`waits for ${waitingFor.what}`);
   return lines.join('\n\n');
 }

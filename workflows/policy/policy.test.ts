@@ -2,13 +2,16 @@
 import { describe, expect, it } from 'vitest';
 import { failureReport } from '../../contracts/failures.ts';
 import type { FailureCode } from '../../contracts/failures.ts';
-import { hostName } from '../../contracts/identity.ts';
+import { hostName, migrationId, requestId, vmName } from '../../contracts/identity.ts';
 import { limits } from '../../contracts/limits.ts';
 import { neverFalling, percentOf, refinedPhase } from '../../contracts/migration-percent.ts';
 import { defaultPolicy } from '../../contracts/migration.ts';
-import type { MigrationPhase, SessionCommand, SessionProgress } from '../../contracts/migration.ts';
+import type {
+  MigrationPhase, MigrationStatus, SessionCommand, SessionProgress,
+} from '../../contracts/migration.ts';
 import { policyAfter, refusalOf } from './accept-command.ts';
 import type { CommandContext } from './accept-command.ts';
+import { currentDetails } from './current-details.ts';
 import { commandFits, nextLookMs } from './history-budget.ts';
 import {
   runsOnAfter, unknownFigures, wayAfter, wayOfEarlierRun, withLateFigures,
@@ -47,6 +50,41 @@ describe('percent', () => {
   it('knows the session\'s phase better than the workflow', () => {
     expect(refinedPhase('copy-memory', progress({ phase: 'post-copy' }))).toBe('post-copy');
     expect(refinedPhase('verify', progress({ phase: 'switchover' }))).toBe('verify');
+  });
+});
+
+describe('the text of a move in the UI', () => {
+  const status: MigrationStatus = {
+    version: 1, phase: 'copy-disk', vm: vmName('db'), source: hostName('h1'),
+    target: hostName('h2'), engine: 'direct', percent: 26.5, pointOfNoReturnPassed: false,
+    policy: defaultPolicy, size: null, progress: null,
+    waitingFor: { what: 'the disks of db', sinceMs: 0 }, outcome: null,
+  };
+  it('says who goes where, how far it is, and what is waited for', () => {
+    expect(currentDetails(status).split('\n\n')).toEqual([
+      '`db`: `h1` → `h2`', 'phase **copy-disk**, 26.5 %', 'waits for the disks of db',
+    ]);
+  });
+  it('shows disks, memory, rates, what is foreseen, and why the guest is slow', () => {
+    const text = currentDetails({ ...status, progress: progress({
+      diskBytesTotal: 1 << 30, diskBytesDone: 1 << 29, round: 2, paused: true, bytesDone: 50,
+      bytesOnWire: 1024, sendBytesPerSecond: 1 << 20, dirtyBytesPerSecond: 2048.4, etaMs: 12_400,
+      estimatedDowntimeMs: 31.4, convergence: 'the guest writes to data faster than the link',
+    }) });
+    expect(text.split('\n\n').slice(2, -1)).toEqual([
+      'disks: 512 MiB of 1 GiB',
+      'round 2 (paused), 50 B of 100 B, 1 KiB on the wire, 1 MiB/s sent, 2 KiB/s dirtied',
+      'when last asked: 12 s left, downtime of 31 ms foreseen',
+      'convergence: the guest writes to data faster than the link',
+    ]);
+  });
+  it('ends with where the VM is', () => {
+    const text = currentDetails({ ...status, outcome: {
+      version: 1, kind: 'failed', migration: migrationId(vmName('db'), requestId('r1')),
+      vm: vmName('db'), source: hostName('h1'), target: hostName('h2'), runsOn: hostName('h1'),
+      failure: failureReport('disk/full', 'data'), compensationFailures: [],
+    } });
+    expect(text).toMatch(/^`db`: `h1` → `h2`\n\n\*\*failed\*\*: A disk is full .*runs on h1\.$/s);
   });
 });
 
