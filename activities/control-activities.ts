@@ -2,12 +2,14 @@
  * The activities of the control worker: ledger events and reads, nothing that touches a host. The
  * ledger decides; this file only proposes, and reads a refusal as "already so" where it is.
  */
-import { CodedError } from '../contracts/failures.ts';
+import { CodedError, failureReport } from '../contracts/failures.ts';
 import type { HostName, MigrationId, VmName } from '../contracts/identity.ts';
 import type {
-  ControlActivities, OpenMigration, StepInput, VmWhereabouts,
+  ControlActivities, OpenMigration, SinceStart, StepInput, VmWhereabouts,
 } from '../contracts/migration.ts';
-import type { Ledger, LedgerEvent, Refusal, Verdict, VmEntry } from '../contracts/ownership.ts';
+import type {
+  Ledger, LedgerEvent, MigrationEnd, Refusal, Verdict, VmEntry,
+} from '../contracts/ownership.ts';
 import type { LifecycleControlActivities, VmLocation } from '../contracts/vm-lifecycle.ts';
 import type { EvacuationActivities } from '../contracts/evacuation.ts';
 import { codedActivities } from './coded-activity.ts';
@@ -144,19 +146,34 @@ async function ownState(
   return (await ledger.migrationEnd(migration)) ?? 'none';
 }
 
+/** What the ledger knows of an ended move's VM since its start; null: nothing but the move. */
+function sinceStart(
+  entry: VmEntry, { migration, epoch }: StepInput, end: MigrationEnd | null,
+): SinceStart | null {
+  if (end === 'reverted') return failureReport('migration/taken-back', entry.cause);
+  const isRestarted = entry.migration === migration && !isOpen(entry) && entry.epoch > epoch + 1;
+  return end === 'committed' && isRestarted ? failureReport('vm/memory-lost', entry.cause) : null;
+}
+
 /** Records equal and the start recorded; an entry that is settled already was checked before. */
 async function verifyMigration(
   steps: LedgerSteps,
   ledger: Ledger,
-  { vm, migration, target }: StepInput,
+  step: StepInput,
 ): ReturnType<ControlActivities['verifyMigration']> {
+  const { vm, migration, target } = step;
   const entry = await steps.entry(vm);
   const { quiesced, ready } = entry;
   if (!isOpen(entry) || entry.migration !== migration) {
-    if (entry.owner !== target || (await ledger.migrationEnd(migration)) !== 'committed') {
+    const end = await ledger.migrationEnd(migration);
+    const since = sinceStart(entry, step, end);
+    if (since?.code !== 'migration/taken-back' && (entry.owner !== target || end !== 'committed')) {
       throw new CodedError('ownership/refused', `${migration} did not end in a commit`);
     }
-    return { digest: ready?.digest ?? '', epochAfter: entry.epoch, settled: true };
+    return {
+      digest: ready?.digest ?? '', epochAfter: entry.epoch, settled: true,
+      ...(since === null ? {} : { since }),
+    };
   }
   if (!hasStarted(entry)) {
     throw new CodedError('ownership/unreachable', 'the target has not recorded its start yet');
@@ -214,13 +231,20 @@ function migrationSteps({ ledger, isWorkflowRunning }: ControlDependencies): Con
     verifyMigration: (step) => verifyMigration(steps, ledger, step),
     settleMigration: async (step) => {
       const entry = await prepared(step);
-      // Settled already, by the target after its limit or by an earlier attempt.
-      if (entry === null) return;
+      if (entry === null) {
+        // Ended already: by the target after its limit, by an earlier attempt, by a new start.
+        const [now, end] = await Promise.all([
+          steps.entry(step.vm), ledger.migrationEnd(step.migration),
+        ]);
+        const since = sinceStart(now, step, end);
+        return since === null ? {} : { since };
+      }
       // verifyTarget, which comes before this step, answers only once no page is missing.
       await steps.accepted(step.vm, {
         kind: 'settle', vm: step.vm, migration: step.migration, epoch: entry.epoch,
         missingPageCount: 0,
       });
+      return {};
     },
   };
 }

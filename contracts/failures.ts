@@ -26,6 +26,9 @@ export const failures = {
   'vm/not-running': row('The VM is not running', false, 'requester', 'Start it first.'),
   'vm/stopped-itself': row(
     'The guest shut down during the move', false, 'nobody', 'Start it again on its owner.'),
+  'vm/memory-lost': row(
+    'Its VMM died at the target after the start: the VM was booted cold there', false, 'operator',
+    'See why the VMM died (`novacron why VM`, its log); what was only in memory is gone.'),
   'vm/start-failed': row(
     'The VM could not be started', false, 'operator', 'Read its log with `novacron vm console`.'),
   'vm/image-refused': row(
@@ -91,6 +94,9 @@ export const failures = {
   'migration/damaged': row(
     'A wrong page was written at the target before it was found', false, 'operator',
     'The VM stands, both images are kept: `novacron vm resolve VM --accept` or `--cold`.'),
+  'migration/taken-back': row(
+    'The target did not start the VM: it went back to its source', false, 'requester',
+    'Look at the target\'s log, then start the move again.'),
   'migration/not-here': row(
     'This runner has no such session', true, 'nobody', 'The step is repeated.'),
   'runner/session-lost': row(

@@ -323,10 +323,21 @@ export interface ControlActivities {
     readonly epochAfter: number;
     /** Settled already; the records were checked before. */
     readonly settled: boolean;
+    readonly since?: SinceStart;
   }>;
-  /** Ledger event Settle. Failure: ownership/refused while pages are missing. */
-  settleMigration(input: StepInput): Promise<void>;
+  /**
+   * Ledger event Settle. Failure: ownership/refused while pages are missing. Nothing is what older
+   * workers answered.
+   */
+  settleMigration(input: StepInput): Promise<{ readonly since?: SinceStart } | undefined>;
 }
+
+/**
+ * What became of the VM after its start at the target was recorded, where that is not "it runs":
+ * `vm/memory-lost` its VMM died and it was booted cold there, `vm/stopped-itself` its guest shut it
+ * down, `migration/taken-back` the start never came to an instruction and is undone.
+ */
+export type SinceStart = FailureReport;
 
 /** A VM that runs after its damage was resolved. */
 export interface RunningAgain {
@@ -373,6 +384,7 @@ export interface HostActivities {
     readonly digest: string;
     /** Absent in what older runners answer. */
     readonly exactness?: ExactnessReport;
+    readonly since?: SinceStart;
   }>;
   /**
    * Target: a VM that stands damaged goes on, or boots cold under a new epoch, which ends the move.

@@ -27,7 +27,8 @@ export async function endOpenMigration(
   const { end } = await decidingSteps.abortMigration({ ...step, reason });
   const tidy = new Compensations();
   if (end === 'committed') {
-    const { exactness } = await verifyAndSettle(step, () => undefined);
+    const { exactness, since } = await verifyAndSettle(step, () => undefined);
+    if (since?.code === 'migration/taken-back') return { end: 'none', failures: [since] };
     if (exactness?.kind === 'damaged') {
       return { end, failures: [failureReport('migration/damaged', exactness.detail)] };
     }

@@ -39,7 +39,7 @@ export async function migrateVm(input: MigrateVmInput): Promise<MigrationOutcome
       way = { kind: 'forward', figures: unknownFigures };
     }
     const outcome = way.kind === 'forward'
-      ? await goForward(run, way.figures)
+      ? await goForward(run, undo, way.figures)
       : await goBack(run, undo, way.failure);
     run.end(outcome);
     await condition(allHandlersFinished);

@@ -7,7 +7,9 @@ import type { ExactnessReport } from '../contracts/exactness.ts';
 import { failureFields, failureReport } from '../contracts/failures.ts';
 import type { FailureReport } from '../contracts/failures.ts';
 import { migrationId } from '../contracts/identity.ts';
-import type { MigrationOutcome, StepInput, TransferFigures } from '../contracts/migration.ts';
+import type {
+  MigrationOutcome, SinceStart, StepInput, TransferFigures,
+} from '../contracts/migration.ts';
 import type { Compensations } from './compensation.ts';
 import { failureOf } from './failure-of.ts';
 import type { MigrationRun } from './migration-run.ts';
@@ -42,6 +44,7 @@ interface Verified {
   readonly epochAfter: number;
   /** Absent where nobody could be asked any more. */
   readonly exactness?: ExactnessReport;
+  readonly since?: SinceStart;
 }
 
 /**
@@ -54,23 +57,32 @@ export async function verifyAndSettle(
 ): Promise<Verified> {
   const ledger = await decidingSteps.verifyMigration(step);
   if (ledger.settled) return ledger;
-  const { digest, exactness } = await forwardSteps(step.target).verifyTarget(step);
+  const { digest, exactness, since } = await forwardSteps(step.target).verifyTarget(step);
+  const { epochAfter } = ledger;
+  // The ledger has ended it in another way than by Settle, or will.
+  if (since !== undefined && since.code !== 'vm/stopped-itself') {
+    return { digest, epochAfter, since };
+  }
   if (digest !== ledger.digest) {
     throw ApplicationFailure.create(failureFields(
       'migration/digest', `target ${digest.slice(0, 16)}, ledger ${ledger.digest.slice(0, 16)}`,
     ));
   }
-  const { epochAfter } = ledger;
   const verified = { digest, epochAfter, ...(exactness === undefined ? {} : { exactness }) };
   if (exactness?.kind === 'damaged') return verified;
   enterSettle();
-  await decidingSteps.settleMigration(step);
-  return verified;
+  const settled = await decidingSteps.settleMigration(step);
+  const known = settled?.since ?? since;
+  return known === undefined ? verified : { ...verified, since: known };
 }
 
-/** Verify, settle, release. Only the target can hold this up; the VM runs there already. */
+/**
+ * Verify, settle, release. Only the target can hold this up; the VM runs there already. A start
+ * that was taken back leads to the source all the same.
+ */
 export async function goForward(
   run: MigrationRun,
+  undo: Compensations,
   figures: TransferFigures,
 ): Promise<MigrationOutcome> {
   const { step } = run;
@@ -80,18 +92,27 @@ export async function goForward(
   run.status.pointOfNoReturnPassed = true;
   run.enter('verify', `host ${target}: every page there, both images compared`);
   try {
-    const { digest, epochAfter, exactness } = await verifyAndSettle(
+    const { digest, epochAfter, exactness, since } = await verifyAndSettle(
       step, () => run.enter('settle', 'the ledger'),
     );
+    if (since?.code === 'migration/taken-back' && !(await isCommitted(run, undo, since))) {
+      return await goBack(run, undo, since);
+    }
     if (exactness?.kind === 'damaged') return { ...named, kind: 'damaged', figures, exactness };
     run.enter('release', `host ${source}`);
     const { late, warnings } = await hostSteps(source).releaseSource(step).then(
       (counted) => ({ late: counted, warnings: [] }),
       (error: unknown) => ({ late: null, warnings: [failureOf(error)] }),
     );
+    if (since !== undefined && since.code !== 'vm/stopped-itself') {
+      return {
+        ...named, kind: 'failed', failure: since, runsOn: target, compensationFailures: warnings,
+      };
+    }
     return {
       ...named, kind: 'completed', figures: withLateFigures(figures, late), digest,
-      epochBefore: epoch, epochAfter, warnings,
+      epochBefore: epoch, epochAfter,
+      warnings: since === undefined ? warnings : [since, ...warnings],
       ...(exactness === undefined ? {} : { exactness }),
     };
   } catch (error) {

@@ -149,6 +149,10 @@ export function mayBootAnew({ phase, victim, fault }: Cell): boolean {
   return victim === 'target-vmm' && place >= at('target/cont/after');
 }
 
+/** The move may be over when the fault comes: what becomes of the VM then is no part of it. */
+export const isAfterSettle = (cell: Cell | null): boolean =>
+  cell !== null && at(cell.phase) >= at('control/settle/before');
+
 /** What to choose cells from; empty lists mean all. */
 export interface CellChoice {
   readonly victims: readonly Victim[];

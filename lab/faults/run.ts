@@ -131,7 +131,7 @@ export class FaultRun {
       cell: this.#cell, reached, ended: after.endedMs !== null,
       onTarget: after.owner === this.#plant.target.name,
       bootIdBefore: before.bootId, bootId: after.status?.bootId ?? null,
-      ...copies, ...look, orphans: after.orphans,
+      ...copies, ...look, orphans: after.orphans, toldCompleted: after.told === 'completed',
       contradiction: repeated ?? twice ?? after.contradiction,
     });
     return {

@@ -36,6 +36,7 @@ const good: Evidence = {
   cell: { victim: 'ledger', phase: 'memory', fault: 'sigkill' }, reached: true, ended: true,
   onTarget: true, bootId: 'b', bootIdBefore: 'b', vcpuRunningMax: 1, effectiveMax: 1,
   selfCheckFailures: 0, counterWentBack: false, lostWrites: 0, orphans: [], contradiction: null,
+  toldCompleted: false,
 };
 
 describe('judge', () => {
@@ -45,6 +46,9 @@ describe('judge', () => {
   });
   it.each<[string, Partial<Evidence>, RegExp]>([
     ['two that ran', { vcpuRunningMax: 2 }, /2 copies ran/],
+    ['a boot told as a move', {
+      cell: { victim: 'target-vmm', phase: 'target/cont/after', fault: 'sigkill' }, bootId: 'c',
+      toldCompleted: true }, /told as completed/],
     ['two that spoke', { effectiveMax: 2 }, /2 copies were effective/],
     ['lost writes', { lostWrites: 3 }, /3 acknowledged/],
     ['writes that nobody could read', { lostWrites: Number.NaN }, /could not be read back/],

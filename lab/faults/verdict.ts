@@ -3,7 +3,7 @@
  * once, what the guest lost, and which of it the protocol does not allow. Pure.
  */
 import type { Cell } from './cells.ts';
-import { mayBootAnew } from './cells.ts';
+import { isAfterSettle, mayBootAnew } from './cells.ts';
 
 /** Somebody was seen doing something: a VMM's vCPUs running, or a port sending the VM's frames. */
 export interface Sighting {
@@ -59,6 +59,8 @@ export interface Evidence {
   readonly counterWentBack: boolean;
   readonly lostWrites: number;
   readonly orphans: readonly string[];
+  /** Temporal says that the move is completed, which is a running VM with its memory. */
+  readonly toldCompleted: boolean;
   /** What Temporal says that the ledger does not; null: nothing. */
   readonly contradiction: string | null;
 }
@@ -92,6 +94,8 @@ export function judge(seen: Evidence): Judgement {
     ...(Number.isNaN(seen.lostWrites) ? ['what was acknowledged could not be read back'] : []),
     ...(outcome === 'booted-anew' && (seen.cell === null || !mayBootAnew(seen.cell))
       ? ['its memory was lost without need'] : []),
+    ...(outcome === 'booted-anew' && seen.toldCompleted && !isAfterSettle(seen.cell)
+      ? ['booted anew, and told as completed'] : []),
     ...(seen.contradiction === null ? [] : [seen.contradiction]),
     ...seen.orphans.map((orphan) => `left behind: ${orphan}`),
   ];

@@ -236,7 +236,7 @@ export class HostRunner {
   /** A VM without a session here that does not run: it goes on, goes back or goes. */
   #lookAfter(vm: VmName): Promise<void> {
     return this.#turns.take(vm, async () => {
-      if (this.#sources.has(vm) || this.#targets.has(vm)) return;
+      if (this.#sources.has(vm) || !(await this.#targets.letGo(vm))) return;
       const { runState } = await this.#context.hypervisor.look(vm);
       const entry = runState === 'absent' ? null : await readEntry(this.#context.world, vm);
       if (entry === null) return;

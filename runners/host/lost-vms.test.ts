@@ -18,6 +18,9 @@ test.each([
   ['its VMM failed', { exit: { code: 1, signal: null } }, 'start'],
   ['a restart is recorded, its start failed', { entry: { ...entry, epoch: 4 } }, 'start'],
   ['its guest shut it down', { exit: byGuest }, 'record'],
+  ['somebody sent its VMM SIGTERM', { exit: { ...byGuest, toldBySignal: 15 } }, 'start'],
+  ['its host went down in order', { exit: { ...byGuest, toldBySignal: 15 }, ranHere: false },
+    'start'],
   ['its guest had shut it down before', { exit: byGuest, ranHere: false }, 'leave'],
   ['an operator stopped it here', { exit: killed, endedHere: true }, 'record'],
   ['an operator had stopped it here', { exit: killed, endedHere: true, ranHere: false }, 'leave'],
@@ -27,6 +30,8 @@ test.each([
   ['it is being moved', { entry: { ...entry, phase: 'preparing' as const } }, 'leave'],
   ['its move is committed here', { entry: { ...entry, phase: 'unsettled', epoch: 4 } as VmEntry },
     'leave'],
+  ['its guest shut it down before the end of its move', {
+    exit: byGuest, ranHere: false, entry: { ...entry, phase: 'unsettled' as const } }, 'record'],
   ['its move has started here', { entry: { ...entry, phase: 'unsettled' as const } }, 'start'],
 ])('a stopped VM when %s', (_what, change, step) => {
   expect(stoppedStep({ ...stopped, ...change })).toBe(step);
@@ -45,6 +50,8 @@ test('a VM that ends again and again is started five times in ten minutes', () =
 });
 
 test('the record says how it ended', () => {
+  expect(exitText({ ...byGuest, toldBySignal: 15 }))
+    .toBe('its VMM was told to end by signal 15');
   expect([null, killed, { code: 1, signal: null }].map(exitText)).toEqual([
     'its VMM is gone, with its guard or its host', 'its VMM was ended by signal 9',
     'its VMM ended with code 1']);

@@ -25,8 +25,9 @@ export type StoppedStep = 'leave' | 'start' | 'record';
 
 /**
  * What is to be done now with a stopped VM. An end on purpose (an operator's, or its guest's, whose
- * VMM ends with code 0) is recorded only if this runner saw the VM run: to one that has just
- * started, a wish to run may be newer than the end.
+ * VMM ends with code 0 unless a signal told it to) is recorded only if this runner saw the VM run:
+ * to one that has just started, a wish to run may be newer than the end. Not so where the end of a
+ * move is still open, for nobody may wish anything then.
  */
 export function stoppedStep({ entry, host, exit, endedHere, ranHere }: StoppedVm): StoppedStep {
   // A move that has started here, whose VMM and session are gone, goes on by a cold boot only.
@@ -35,14 +36,18 @@ export function stoppedStep({ entry, host, exit, endedHere, ranHere }: StoppedVm
   const isWanted = entry.owner === host && isDecided
     && entry.desired === 'running' && entry.lastStarted > 0;
   if (!isWanted) return 'leave';
-  const isOnPurpose = endedHere || exit?.code === 0;
+  const isByGuest = exit?.code === 0 && exit.toldBySignal === undefined;
+  const isOnPurpose = endedHere || isByGuest;
   if (!isOnPurpose) return 'start';
-  return ranHere ? 'record' : 'leave';
+  return ranHere || entry.phase === 'unsettled' ? 'record' : 'leave';
 }
 
 /** How a VMM ended, for the ledger's record. */
 export function exitText(exit: VmmExit | null): string {
   if (exit === null) return 'its VMM is gone, with its guard or its host';
+  if (exit.toldBySignal !== undefined) {
+    return `its VMM was told to end by signal ${exit.toldBySignal}`;
+  }
   return exit.signal === null
     ? `its VMM ended with code ${exit.code}` : `its VMM was ended by signal ${exit.signal}`;
 }

@@ -230,6 +230,11 @@ export class SourceMoves {
         });
         continue;
       }
+      if (move.isClosed && await this.#context.hypervisor.vmmPid(vm) === null) {
+        // Dead in the hand-over: what looks after VMs without a VMM starts it again.
+        await this.#turns.take(vm, () => this.#close(vm));
+        continue;
+      }
       if (move.phase === 'ended' && await this.#isDeclined(vm)) {
         // What looks after VMs that stand asks the ledger to give it back.
         await this.#turns.take(vm, () => this.#close(vm));

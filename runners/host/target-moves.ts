@@ -24,6 +24,7 @@ import { TargetMove } from './move/target-move.ts';
 import { observeTarget } from './observe-target.ts';
 import { plantedDelayMs, plantedFault } from './planted-faults.ts';
 import { preflight } from './preflight.ts';
+import { sinceStart } from './since-start.ts';
 import type { Turns } from './turns.ts';
 import { targetVmm } from './vm-ports.ts';
 import { newIncarnation, type VmOperations } from './vm-operations.ts';
@@ -224,6 +225,8 @@ export class TargetMoves {
     const known = this.#moves.get(input.vm);
     if (known?.migration === input.migration) {
       const outcome = await known.move.outcome;
+      const since = await sinceStart(this.#context, input);
+      if (since !== null) return since;
       if (outcome.kind === 'running') {
         return { digest: outcome.digest, exactness: outcome.exactness };
       }
@@ -234,6 +237,8 @@ export class TargetMoves {
       if (isLeft) throw new CodedError('migration/not-here', `${code}: ${detail}`);
       throw new CodedError(code, detail);
     }
+    const since = await sinceStart(this.#context, input);
+    if (since !== null) return since;
     const entry = await this.#vms.ownEntry(input.vm);
     const { runState } = await this.#context.hypervisor.look(input.vm);
     const damage = await damageOf(this.#context, input.vm);
@@ -243,6 +248,19 @@ export class TargetMoves {
     const exactness = damage
       ?? plainReport('unverified', 'the runner of the target was replaced before it was compared');
     return { digest: entry.ready.digest, exactness };
+  }
+
+  /**
+   * Inside of its turn: lets go of a VM whose VMM ended after its start, so that it is looked after
+   * like any other. False while the move itself has to end it.
+   */
+  async letGo(vm: VmName): Promise<boolean> {
+    const known = this.#moves.get(vm);
+    if (known === undefined) return true;
+    const isOver = (known.move.stage === 'running' || known.move.stage === 'ended')
+      && await this.#context.hypervisor.vmmPid(vm) === null;
+    if (isOver) await this.#forget(vm);
+    return isOver;
   }
 
   /** See HostActivities: a VM that stands damaged goes on or boots cold. */

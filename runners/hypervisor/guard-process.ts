@@ -8,7 +8,7 @@ import { open, readFile, rm } from 'node:fs/promises';
 import { z } from 'zod';
 import { CodedError } from '../../contracts/failures.ts';
 import type { Incarnation } from '../../contracts/identity.ts';
-import { readChecked } from './durable-file.ts';
+import { readChecked, readTail } from './durable-file.ts';
 import type { VmIdentity, VmPaths } from './vm-directory.ts';
 
 /** From exec of the guard to a VMM that listens; slow on a loaded machine with TCG. */
@@ -46,6 +46,23 @@ export interface GuardedVmm {
 export interface VmmExit {
   readonly code: number | null;
   readonly signal: number | null;
+  /**
+   * Signal from outside (a system that goes down, a person) on which it ended with code 0, as it
+   * does when its guest shuts down.
+   */
+  readonly toldBySignal?: number;
+}
+
+/** Begins the lines of one VMM in its log. */
+const launchMark = 'novacron: a VMM is started';
+
+/**
+ * The signal that ended the last VMM of a log, null when none did. QEMU's own word for it, the same
+ * since 2.0; its SHUTDOWN event says it too, but only to a runner that is there to hear it. Pure.
+ */
+export function signalInLog(log: string): number | null {
+  const told = /terminating on signal (\d+)/.exec(log.slice(log.lastIndexOf(launchMark) + 1));
+  return told === null ? null : Number(told[1]);
 }
 
 /** What the guard wrote; null when there is none. */
@@ -58,7 +75,11 @@ export async function readGuard(paths: VmPaths): Promise<GuardedVmm | null> {
 /** How the VMM ended; null while it has not been reaped. */
 export async function readExit(paths: VmPaths): Promise<VmmExit | null> {
   const read = await readChecked(paths.exitFile, exitShape);
-  return read === null ? null : { code: read.code ?? null, signal: read.signal ?? null };
+  if (read === null) return null;
+  const exit = { code: read.code ?? null, signal: read.signal ?? null };
+  const toldBySignal = exit.code !== 0 ? null
+    : signalInLog(await readTail(paths.vmmLog, logTailBytes).catch(() => ''));
+  return toldBySignal === null ? exit : { ...exit, toldBySignal };
 }
 
 /**
@@ -131,6 +152,7 @@ export async function launchGuarded(options: LaunchOptions): Promise<GuardedVmm>
   const [program = '', ...before] = options.guardCommand;
   const log = await open(paths.vmmLog, 'a', 0o600);
   try {
+    await log.write(`${launchMark} (${options.incarnation})\n`);
     const child = spawn(
       program,
       [...before, ...guardArguments(options)],

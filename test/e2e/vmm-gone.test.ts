@@ -106,6 +106,16 @@ describeInLab('a VMM that dies alone', () => {
     await stage.expectClean(target, guest.vm);
   });
 
+  it('told to end from outside: not its guest\'s will, so it is started again', async () => {
+    const before = await stage.entry(guest.vm);
+    const { vmmPid } = await (await viewOf()).processes();
+    process.kill(vmmPid, 'SIGTERM');
+    const after = await untilStarted(before);
+    expect(after).toMatchObject({ epoch: before.epoch + 1, desired: 'running' });
+    expect(after.cause).toMatch(/its VMM was told to end by signal 15/);
+    await expectAnswer();
+  });
+
   it('by its guest\'s will: it stays down, and the ledger knows', async () => {
     const before = await stage.entry(guest.vm);
     const button = await QmpClient.connect({

@@ -212,6 +212,59 @@ describe.skipIf(bench.env === null)('migrateVm', () => {
     expect(centre.whereRuns(vm)).toEqual([hostB]);
   });
 
+  it.each(['started', 'verifyTarget', 'releaseSource'])(
+    'tells a VM that was booted anew at the target as what it is (%s)', async (moment) => {
+      let isDone = false;
+      centre.faults.set(moment, async () => {
+        if (!isDone) await centre.bootAnew(vm);
+        isDone = true;
+      });
+      const outcome = await move('r1');
+      // After the Settle the move is over, whatever becomes of the VM.
+      expect(outcome).toMatchObject(moment === 'releaseSource' ? { kind: 'completed' } : {
+        kind: 'failed', failure: { code: 'vm/memory-lost' }, runsOn: hostB,
+      });
+      expect(centre.whereRuns(vm)).toEqual([hostB]);
+      expect(centre.calls).toContain(`${hostA} releaseSource`);
+      expect(await historyLength('r1')).toBeLessThanOrEqual(limits.migrationHistoryEventsMax);
+    });
+
+  it('believes the target that a VM was booted anew', async () => {
+    centre.faults.set('verifyTarget', async () => {
+      if (centre.since === null) await centre.bootAnew(vm);
+      centre.since = 'vm/memory-lost';
+    });
+    expect(await move('r1')).toMatchObject({
+      kind: 'failed', failure: { code: 'vm/memory-lost', detail: 'test' }, runsOn: hostB });
+  });
+
+  it('says that a VM whose start was taken back, by whomever, runs at the source', async () => {
+    // Handed over as far as the source saw; its sweep reads the ledger and takes the VM back.
+    centre.faults.set('started', () => centre.takeBack(vm, hostA));
+    expect(await move('r1')).toMatchObject({
+      kind: 'failed', failure: { code: 'migration/taken-back' }, runsOn: hostA,
+      compensationFailures: [],
+    });
+    expect(centre.whereRuns(vm)).toEqual([hostA]);
+    // Nobody has yet, and the target says so.
+    centre.faults.clear();
+    centre.faults.set('verifyTarget', async () => {
+      if (centre.since === null) await centre.takeBack(vm, null);
+      centre.since = 'migration/taken-back';
+    });
+    expect(await move('r2')).toMatchObject({
+      kind: 'failed', failure: { code: 'migration/taken-back' }, runsOn: hostA });
+    expect(await centre.entry(vm)).toMatchObject({ phase: 'owned', owner: hostA });
+    expect(centre.whereRuns(vm)).toEqual([hostA]);
+  });
+
+  it('settles a VM whose guest shut it down at the target, and says so', async () => {
+    centre.since = 'vm/stopped-itself';
+    expect(await move('r1')).toMatchObject({
+      kind: 'completed', warnings: [{ code: 'vm/stopped-itself' }] });
+    expect(await centre.entry(vm)).toMatchObject({ phase: 'owned', owner: hostB });
+  });
+
   it('reports a guest that stopped itself', async () => {
     centre.faults.set('copyMemoryAndSwitchOver', () => {
       throw new CodedError('vm/stopped-itself', 'poweroff');

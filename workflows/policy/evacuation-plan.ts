@@ -153,6 +153,10 @@ export function rowAfterMove(
   if (outcome.kind === 'completed') {
     return { ...row, state: 'moved', endedAtMs: nowMs, failure: null };
   }
+  if (outcome.kind === 'failed' && outcome.failure.code === 'vm/memory-lost') {
+    // Its host died under it there: it has left this one all the same.
+    return { ...row, state: 'moved', endedAtMs: nowMs, failure: outcome.failure };
+  }
   if (outcome.kind === 'damaged') {
     const { detail } = outcome.exactness;
     const failure = failureReport('migration/damaged', detail);

@@ -327,6 +327,14 @@ function stage(faults: Faults = {}) {
 }
 
 describe('the hand-over', () => {
+  test('lets go of a source whose VMM died after STOP: it can be started again', async () => {
+    const dead = stage({ failing: 'source-resume', digestAtTarget: 'e'.repeat(32) });
+    await expect(dead.outcome()).rejects.toThrow(/source-resume fails/);
+    expect(dead.ledger.entry()).toMatchObject({ owner: h1, phase: 'owned' });
+    expect(dead.sourceMove.isClosed).toBe(true);
+    await expect(dead.sourceMove.abort('compensation')).resolves.toBeUndefined();
+  });
+
   test('goes in the order of the protocol', async () => {
     const scene = stage();
     const [outcome] = await Promise.all([scene.outcome(), scene.targetMove.outcome]);

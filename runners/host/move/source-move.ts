@@ -70,9 +70,7 @@ export class SourceMove {
   /** This session has not stopped the VM; its engine can't be asked any more. */
   get isBeforeStop(): boolean { return !this.#stopped; }
   get isClosed(): boolean { return this.#closed; }
-  attend(): void {
-    this.#attendedAtMs = this.#options.world.nowMs();
-  }
+  attend(): void { this.#attendedAtMs = this.#options.world.nowMs(); }
 
   progress(): SessionProgress {
     const { session, disks, world } = this.#options;
@@ -114,7 +112,7 @@ export class SourceMove {
   /** Ends the try from outside while the VM still runs; later the ledger decides, not we. */
   async abort(by: string): Promise<void> {
     this.#interruption.cancel(by);
-    if (this.#running !== null) await this.#running;
+    if (this.#running !== null) await this.#running.catch(() => undefined);
     else await this.#undo();
   }
 
@@ -196,7 +194,10 @@ export class SourceMove {
     }
     this.#phase = 'switchover';
     log.info({ phase: 'switchover', reason: decision.reason }, 'handing over');
-    return this.#handOver(decision).finally(() => this.#options.vmm.blackoutOver());
+    return this.#handOver(decision)
+      // Its VMM is dead, most likely: nothing of this session can help it any more.
+      .catch((error: unknown) => this.close().then((): never => { throw error; }))
+      .finally(() => this.#options.vmm.blackoutOver());
   }
 
   /** Rejects when the target says that it can't go on while the VM still runs here. */

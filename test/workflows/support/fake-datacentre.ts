@@ -8,6 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { HostOperations } from '../../../activities/host-operations.ts';
 import type { ExactnessReport } from '../../../contracts/exactness.ts';
 import { CodedError, failureReport } from '../../../contracts/failures.ts';
+import type { FailureCode } from '../../../contracts/failures.ts';
 import { hostName, incarnation, vmName } from '../../../contracts/identity.ts';
 import type { HostName, Incarnation, MigrationId, VmName } from '../../../contracts/identity.ts';
 import type {
@@ -15,7 +16,7 @@ import type {
 } from '../../../contracts/migration.ts';
 import type { Ledger, LedgerEvent, VmEntry } from '../../../contracts/ownership.ts';
 import type { RunningVm, VmSpec } from '../../../contracts/runner.ts';
-import { signTransferRecord } from '../../../runners/group/ownership/signing.ts';
+import { signDeclined, signTransferRecord } from '../../../runners/group/ownership/signing.ts';
 import { openLocalLedger } from '../../../runners/ledger/local-ledger.ts';
 import type { LocalLedger } from '../../../runners/ledger/local-ledger.ts';
 
@@ -57,6 +58,8 @@ export class FakeDatacentre {
   late: LateFigures | null = null;
   /** What a target's check finds; null: it answers as runners did that knew no check. */
   damage: ExactnessReport | null = null;
+  /** What a target says that has become of the VM since its start. */
+  since: FailureCode | null = null;
   disks = 0;
   readonly #keys: ReadonlyMap<HostName, KeyObject>;
 
@@ -109,6 +112,27 @@ export class FakeDatacentre {
     await this.#must(this.control, { kind: 'desire', vm, epoch: 1, desired: 'running' });
     await this.#start(vm, host, 1, null);
     return vm;
+  }
+
+  /** The VMM on its owner died, and the VM is booted cold there. */
+  async bootAnew(vm: VmName): Promise<void> {
+    const { owner, epoch, startedBy } = (await this.entry(vm))!;
+    await this.#must(this.#as(owner!), { kind: 'restart', vm, epoch, incarnation: startedBy! });
+    this.running.get(vm)?.delete(owner!);
+    await this.#start(vm, owner!, epoch + 1, null);
+  }
+
+  /** The target's VMM died before its first instruction; `byWhom` asks for the VM back, if any. */
+  async takeBack(vm: VmName, byWhom: HostName | null): Promise<void> {
+    const { owner, epoch, startedBy, migration } = (await this.entry(vm))!;
+    const statement = { vm, migration: migration!, epoch, incarnation: startedBy! };
+    this.running.get(vm)?.delete(owner!);
+    await this.#must(this.#as(owner!), {
+      kind: 'declined', ...statement, signature: signDeclined(statement, this.#key(owner!)),
+    });
+    if (byWhom === null) return;
+    await this.#must(this.#as(byWhom), {
+      kind: 'revert', vm, migration: migration!, epoch, reason: 'the sweep' });
   }
 
   entry(vm: VmName): Promise<VmEntry | null> {
@@ -309,6 +333,7 @@ export class FakeDatacentre {
         await this.#fault('verifyTarget', step, host);
         const entry = await this.entry(step.vm);
         const digest = entry?.ready?.digest ?? '';
+        if (this.since !== null) return { digest, since: failureReport(this.since, 'test') };
         return this.damage === null ? { digest } : { digest, exactness: this.damage };
       },
       resolveDamage: async (step) => {
