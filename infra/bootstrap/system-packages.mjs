@@ -11,7 +11,11 @@ const base = [
 ];
 /** Only for tests: Temporal's time-skipping server, the production profile, Redis' tools. */
 const forTests = ['maven', 'default-jre-headless', 'redis-server', 'postgresql'];
-const forPurpose = { test: forTests, ready: forTests, cluster: ['postgresql'] };
+/** TLC is a Java program, and Maven fetches it. */
+const forModels = ['maven', 'default-jre-headless'];
+const forPurpose = {
+  test: forTests, ready: forTests, cluster: ['postgresql'], models: forModels,
+};
 const supported = { debian: ['12', '13'], ubuntu: ['24.04'] };
 
 /** Packages of a purpose. */

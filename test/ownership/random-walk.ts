@@ -39,6 +39,7 @@ interface Message {
 
 class Walk {
   private readonly parts: LedgerParts;
+  private readonly segmentBytesMax: number;
   private storage: MemoryStorage;
   private core!: LedgerCore;
   private steadyMs = 0;
@@ -52,8 +53,9 @@ class Walk {
   private vmmCount = 0;
   readonly accepted = new Map<string, number>();
 
-  constructor(parts: LedgerParts) {
+  constructor(parts: LedgerParts, segmentBytesMax: number) {
     this.parts = parts;
+    this.segmentBytesMax = segmentBytesMax;
     this.storage = parts.memoryStorage();
   }
 
@@ -71,7 +73,7 @@ class Walk {
   }
   private async open(): Promise<void> {
     this.core = await this.parts.LedgerCore.open({
-      storage: this.storage, logger: silent, segmentBytesMax: 40_000,
+      storage: this.storage, logger: silent, segmentBytesMax: this.segmentBytesMax,
       now: () => ({ wallMs: this.wallMs, steadyMs: this.steadyMs }),
     });
   }
@@ -303,10 +305,11 @@ class Walk {
   }
 
   /** The log itself, step by step, against the specification. */
-  async checkLog(): Promise<void> {
+  async checkLog(): Promise<MemoryStorage> {
     // A checkpoint may follow the last answer.
     await new Promise((resolve) => setImmediate(resolve));
     expect((await verifyLedger(this.storage)).problems).toEqual([]);
+    return this.storage;
   }
 }
 
@@ -315,7 +318,13 @@ class Walk {
  * was accepted, so that a test can see that the walks got somewhere.
  */
 export async function randomWalks(
-  parts: LedgerParts, { seed, runs }: { readonly seed: number; readonly runs: number },
+  parts: LedgerParts, { seed, runs, segmentBytesMax = 40_000, onLog = async () => {} }: {
+    readonly seed: number; readonly runs: number;
+    /** Small, so that checkpoints are met on the way; they shorten the log. */
+    readonly segmentBytesMax?: number;
+    /** Shown the log of each walk that held. */
+    readonly onLog?: (storage: MemoryStorage) => Promise<void>;
+  },
 ): Promise<ReadonlyMap<string, number>> {
   const accepted = new Map<string, number>();
   const number = fc.nat(1_000_000);
@@ -323,10 +332,10 @@ export async function randomWalks(
     minLength: 300, maxLength: 900, size: 'max',
   });
   await fc.assert(fc.asyncProperty(walks, async (choices) => {
-    const walk = new Walk(parts);
+    const walk = new Walk(parts, segmentBytesMax);
     await walk.begin();
     for (const one of choices) await walk.step(one);
-    await walk.checkLog();
+    await onLog(await walk.checkLog());
     for (const [kind, count] of walk.accepted) {
       accepted.set(kind, (accepted.get(kind) ?? 0) + count);
     }
