@@ -110,7 +110,8 @@ describe(`traces of ledgers (NOVACRON_SEED=${seed}, NOVACRON_RUNS=${runs})`, () 
       .toEqual(made.map(({ name, wrong }) => ({ name, explained: wrong.length - 1 })));
   });
 
-  test.runIf(directory !== undefined)(`the log of ${directory ?? 'the ledger that NOVACRON_LEDGER names'} is explained`, async () => {
+  const named = directory ?? 'the ledger that NOVACRON_LEDGER names';
+  test.runIf(directory !== undefined)(`the log of ${named} is explained`, async () => {
     if (directory === undefined || !existsSync(directory)) throw new Error(`no ${directory}`);
     const traces = await tracesOf(await directoryStorage(directory));
     console.info(`${traces.length} VMs, ${traces.reduce((sum, { lines }) => sum + lines.length, 0)}`
