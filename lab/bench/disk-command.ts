@@ -18,6 +18,7 @@ interface DiskFlags {
   readonly vcpus: number;
   readonly runs: number;
   readonly rate?: number;
+  readonly postCopy: 'never' | 'when-needed';
   readonly guest: string;
   readonly qemu: string;
   readonly json: boolean;
@@ -33,7 +34,8 @@ const tellDiskRun = (record: DiskRecord): string =>
 async function benchDisk(flags: DiskFlags): Promise<void> {
   const output = openOutput(flags);
   await inLab(flags, async (surroundings) => {
-    const plant = await raisePlant(surroundings, { postCopy: 'never', downtimeBudgetMs: 100 });
+    const policy = { postCopy: flags.postCopy, downtimeBudgetMs: 100 };
+    const plant = await raisePlant(surroundings, policy);
     try {
       await shapeLink(surroundings.lab, flags);
       const records = await runDiskSeries({
@@ -61,13 +63,17 @@ export function addDiskCommand(program: Command): void {
     .description('Moves a guest with a disk in use, beside a plain copy of the used part; holds '
       + 'each move at Started and compares the blocks of both disks.')
     .option('--size <size>', 'size of the disk', size, parseBytes('2GiB'))
-    .option('--used <size>', 'data on it that does not compress', size, parseBytes('500MB'))
+    .option('--used <size>', 'of it in use, 64 MiB of them written by the guest', size,
+      parseBytes('500MB'))
     .option('--formats <list>', 'of raw,qcow2', listOf(oneOf(['raw', 'qcow2'])), ['raw', 'qcow2'])
     .option('--write-rates <list>', 'what the guest writes to it a second, e.g. 20MB/s,max',
       listOf(rate), [parseBytes('20MB')])
     .option('--memory <size>', 'memory of the guest', size, parseBytes('512MiB'))
     .option('--vcpus <n>', 'vCPUs of the guest', count, 1)
     .option('--runs <n>', 'runs of each kind', count, 1)
-    .option('--rate <rate>', 'limit of the migration link', rate, parseBytes('125MB')))
+    .option('--rate <rate>', 'limit of the migration link', rate, parseBytes('125MB'))
+    .option('--post-copy <consent>', 'never or when-needed: a guest whose disk writes fill the '
+      + 'link may write its memory faster than what is left of it carries',
+      oneOf(['never', 'when-needed']), 'when-needed'))
     .action(async (flags: DiskFlags) => await benchDisk(flags));
 }

@@ -67,7 +67,7 @@ async function writeRandomFile(path: string, bytes: number): Promise<void> {
 }
 
 interface Images {
-  /** The used part as a file of its own, for the plain copy. */
+  /** As many bytes as the disk has in use, for the plain copy. */
   readonly used: string;
   readonly byFormat: ReadonlyMap<'raw' | 'qcow2', string>;
 }
@@ -76,8 +76,11 @@ async function makeImages(place: DiskPlace, options: DiskSeriesOptions): Promise
   const folder = join(place.lab.directories.data, 'guest');
   const filling = join(place.lab.directories.data, 'filling');
   mkdirSync(filling, { recursive: true });
-  const used = join(filling, 'used.bin');
+  const used = join(place.lab.directories.data, 'used.bin');
   await writeRandomFile(used, options.usedBytes);
+  // The area that the guest writes is in use as well.
+  await writeRandomFile(
+    join(filling, 'filling.bin'), Math.max(mebibyte, options.usedBytes - rewrittenBytes));
   const raw = join(folder, 'disk.raw');
   writeFileSync(raw, '');
   truncateSync(raw, options.sizeBytes);

@@ -1,5 +1,5 @@
 //! A self-checking area on the data disk: written at a set rate past the page cache, made durable
-//! by fdatasync after every megabyte, and read back and checked.
+//! by fdatasync after every few megabytes, and read back and checked.
 //!
 //! Decides what is written where; leaves the content of a block to `pattern`. The expected
 //! generations are in memory only: the area starts anew at each boot.
@@ -15,12 +15,14 @@ use std::time::{Duration, Instant};
 use crate::memory_load::Counters;
 use crate::pattern::{self, Choice, PAGE_BYTES, Page, PageShare};
 
-/// Pages a chunk: 64 KiB, small enough for 100 durable writes a second on a slow disk.
-const CHUNK_PAGES: u32 = 16;
-/// Chunks between two flushes: a flush a chunk would make the flush the rate, 2 MB/s on a busy disk.
+/// Pages a chunk: 256 KiB, so that an emulated guest's cost a request does not bound the rate.
+const CHUNK_PAGES: u32 = 64;
+/// Chunks between two flushes (4 MiB): a flush a chunk would make the flush the rate.
 const CHUNKS_PER_FLUSH: u32 = 16;
-/// One chunk in so many is read back from the disk and checked at each write.
-const READS_PER_WRITE: u32 = 1;
+/// Writes for each chunk that is read back from the disk and checked: half the load is no reading.
+const WRITES_PER_READ: u32 = 4;
+/// What a slow flush or a busy host cost is made up for up to here; more would be a burst.
+const CATCH_UP_MAX: Duration = Duration::from_millis(500);
 
 /// Settings of the disk load that other threads may change.
 #[derive(Default)]
@@ -34,6 +36,7 @@ struct DiskLoad {
     chunk_count: u32,
     generations: Vec<u32>,
     unflushed: u32,
+    unread: u32,
     choice: Choice,
     chunk: Vec<Page>,
     counters: Arc<Counters>,
@@ -44,19 +47,25 @@ pub(crate) fn run(
     path: &Path, bytes: u64, seed: u64, plan: &DiskPlan, counters: Arc<Counters>,
 ) -> io::Result<()> {
     let mut load = DiskLoad::new(path, bytes, seed, counters)?;
+    let mut due = Instant::now();
     loop {
         let rate = plan.rate_bytes_per_second.load(Relaxed);
         if rate == 0 {
             std::thread::sleep(Duration::from_millis(50));
+            due = Instant::now();
             continue;
         }
-        let started = Instant::now();
         load.step()?;
-        let due = Duration::from_secs_f64(chunk_bytes() as f64 / rate as f64);
-        if let Some(rest) = due.checked_sub(started.elapsed()) {
-            std::thread::sleep(rest);
-        }
+        let now = Instant::now();
+        due = next_due(due, now, rate);
+        std::thread::sleep(due.saturating_duration_since(now));
     }
+}
+
+/// When the next chunk is due: by the rate from when this one was, never far in the past.
+fn next_due(due: Instant, now: Instant, rate_bytes_per_second: u64) -> Instant {
+    let next = due + Duration::from_secs_f64(chunk_bytes() as f64 / rate_bytes_per_second as f64);
+    now.checked_sub(CATCH_UP_MAX).map_or(next, |earliest| next.max(earliest))
 }
 
 const fn chunk_bytes() -> u64 {
@@ -73,17 +82,20 @@ impl DiskLoad {
         let generations = vec![0; chunk_count as usize];
         let chunk = vec![Page::zeroed(); CHUNK_PAGES as usize];
         Ok(Self {
-            file, seed, chunk_count, generations, unflushed: 0, choice: Choice::new(seed), chunk,
-            counters,
+            file, seed, chunk_count, generations, unflushed: 0, unread: 0,
+            choice: Choice::new(seed), chunk, counters,
         })
     }
 
     fn step(&mut self) -> io::Result<()> {
         let target = self.choice.below(self.chunk_count);
         self.write_chunk(target)?;
-        for _ in 0..READS_PER_WRITE {
-            let looked_at = self.choice.below(self.chunk_count);
-            self.check_chunk(looked_at)?;
+        self.unread += 1;
+        if self.unread >= WRITES_PER_READ {
+            self.unread = 0;
+            let any = self.choice.below(self.chunk_count);
+            let was_written = self.generations[any as usize] != 0;
+            self.check_chunk(if was_written { any } else { target })?;
         }
         Ok(())
     }
@@ -136,6 +148,17 @@ fn as_bytes_mut(pages: &mut [Page]) -> &mut [u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn time_lost_is_made_up_for_but_not_all_of_it() {
+        let start = Instant::now() + Duration::from_secs(60);
+        let chunk = Duration::from_secs_f64(chunk_bytes() as f64 / 20e6);
+        assert_eq!(next_due(start, start + chunk / 2, 20_000_000), start + chunk, "waits for it");
+        let late = start + Duration::from_millis(100);
+        assert_eq!(next_due(start, late, 20_000_000), start + chunk, "at once, until it is made up");
+        let much_later = start + Duration::from_secs(5);
+        assert_eq!(next_due(start, much_later, 20_000_000), much_later - CATCH_UP_MAX);
+    }
 
     #[test]
     fn a_lost_disk_write_is_found() {

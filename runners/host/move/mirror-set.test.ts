@@ -76,6 +76,19 @@ test('each disk whose copy does not shrink is held back, and users are told of a
   expect(vmm.changed, 'told once').toHaveLength(2);
 });
 
+test('the end of a copy is not slept through', async () => {
+  const set = await setOf('data');
+  const job = vmm.jobs.get('data');
+  if (job === undefined) throw new Error('no job');
+  job.offset = size - 1e6;
+  const isSynchronised = vi.fn();
+  void set.synchronised().then(isSynchronised);
+  await vi.advanceTimersByTimeAsync(5);
+  Object.assign(job, { offset: size, ready: true });
+  await vi.advanceTimersByTimeAsync(25);
+  expect(isSynchronised).toHaveBeenCalledOnce();
+});
+
 test.each([
   ['No space left on device', 'disk/full'],
   ['Input/output error', 'disk/mirror'],
