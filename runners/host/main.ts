@@ -10,8 +10,10 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { NativeConnection, Worker } from '@temporalio/worker';
 import type { Logger } from 'pino';
+import type { Registry } from 'prom-client';
 import { z } from 'zod';
 import { createHostActivities } from '../../activities/host-activities.ts';
+import type { HostOperations } from '../../activities/host-operations.ts';
 import { exactnessReport } from '../../contracts/exactness.ts';
 import { CodedError } from '../../contracts/failures.ts';
 import {
@@ -38,6 +40,7 @@ import { installTemporalRuntime } from '../temporal-runtime.ts';
 import type { HostContext } from './host-context.ts';
 import { gatherFacts } from './host-facts.ts';
 import { HostRunner } from './host-runner.ts';
+import { countedMoves, registerHostMetrics } from './host-metrics.ts';
 import { boottimeMs, callGuard, LeaseKeeper } from './lease-keeper.ts';
 import { serveLocalApi } from './local-api.ts';
 import { nowMs, servePeerLinks, type PeerGreeter } from './move/peer-link.ts';
@@ -204,6 +207,19 @@ async function joinLedger(context: HostContext, event: LedgerEvent): Promise<voi
   }
 }
 
+/** The runner's operations, counted for Prometheus. */
+function countedOperations(
+  { runner, context, registry }: {
+    readonly runner: HostRunner; readonly context: HostContext; readonly registry: Registry;
+  },
+): HostOperations {
+  const noteMove = registerHostMetrics(registry, {
+    livingVmCount: async () => (await context.hypervisor.living()).length,
+    openMoveCount: () => runner.openMoveCount,
+  });
+  return countedMoves(runner.operations(), noteMove);
+}
+
 async function run(config: HostConfig, log: Logger): Promise<void> {
   const unraised = await raiseThisProcess({ session: false });
   if (unraised !== null) {
@@ -229,11 +245,13 @@ async function run(config: HostConfig, log: Logger): Promise<void> {
   const connection = await NativeConnection.connect(
     await temporalConnectionOptions(withServerName(config.temporal)),
   );
+  const registry = createMetrics({ process: 'host', name: config.name });
+  const operations = countedOperations({ runner, context, registry });
   const worker = await Worker.create({
     connection,
     namespace: config.temporal.namespace,
     taskQueue: hostTaskQueue(context.host),
-    activities: createHostActivities(barredOperations(runner.operations(), context.points)),
+    activities: createHostActivities(barredOperations(operations, context.points)),
     dataConverter: workerDataConverter(config.payloadKeysPath),
     identity: `host@${context.host}`,
     shutdownGraceTime: drainMs,
@@ -247,8 +265,7 @@ async function run(config: HostConfig, log: Logger): Promise<void> {
     ledger: async (): Promise<void> => { await context.ledger.listHosts(); },
   };
   const telemetry = config.metrics === null ? null : await serveTelemetry({
-    ...config.metrics, logger: log, checks, extraMetrics: sdkMetrics,
-    registry: createMetrics({ process: 'host', name: config.name }),
+    ...config.metrics, logger: log, checks, extraMetrics: sdkMetrics, registry,
   });
   const local = await serveLocalApi({
     socketPath: join(config.runtimeDir, 'host.sock'),
