@@ -96,8 +96,10 @@ export async function commandMigration(
 ): Promise<MigrationStatus> {
   const { kind, ...rest } = command;
   const handle = client.workflow.getHandle(migration);
-  // The same id again is the same update, so a call whose answer was lost may be repeated.
-  const options = { args: [rest] as [object], updateId: randomUUID() };
+  // The same id again is the same update, so a call whose answer was lost may be repeated; a move
+  // is cancelled once, however often that is asked for.
+  const updateId = kind === 'cancel' ? kind : randomUUID();
+  const options = { args: [rest] as [object], updateId };
   for (let attempt = 1; ; attempt += 1) {
     try {
       return await handle.executeUpdate<MigrationStatus, [object]>(updateNames[kind], options);

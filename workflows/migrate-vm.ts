@@ -7,7 +7,8 @@
  * is undone, or the Commit was first, and the move goes forward.
  */
 import {
-  allHandlersFinished, ApplicationFailure, CancellationScope, condition, setWorkflowOptions,
+  allHandlersFinished, ApplicationFailure, CancellationScope, condition, patched,
+  setWorkflowOptions, workflowInfo,
 } from '@temporalio/workflow';
 import { failureFields } from '../contracts/failures.ts';
 import { migrationId } from '../contracts/identity.ts';
@@ -19,6 +20,8 @@ import { failureOf } from './failure-of.ts';
 import { endOpenMigration } from './finish-migration.ts';
 import { goBack, goForward, isCommitted } from './migration-end.ts';
 import { MigrationRun } from './migration-run.ts';
+import { patches } from './patches.ts';
+import { attemptFits } from './policy/history-budget.ts';
 import { unknownFigures, wayAfter, wayOfEarlierRun } from './policy/outcome.ts';
 import type { Way } from './policy/outcome.ts';
 import { controlSteps, copySteps, hostSteps } from './step-options.ts';
@@ -100,6 +103,7 @@ async function afterLostSessions(
   let way = await once(true);
   for (let count = 1; count < attemptCountMax && isSessionLost(way); count += 1) {
     if (run.cancelledBy !== null || run.remainingMs === 0) return way;
+    if (patched(patches.attemptsFitHistory) && !attemptFits(workflowInfo().historyLength)) return way;
     run.enter('prepare-target', `host ${run.input.target}`);
     const next = await once(false);
     const isOver = next.kind === 'back' && next.failure.code === 'migration/cancelled';

@@ -19,7 +19,7 @@ import type { RunningVm } from '../contracts/runner.ts';
 import { failureOf } from './failure-of.ts';
 import { policyAfter, refusalOf } from './policy/accept-command.ts';
 import { currentDetails } from './policy/current-details.ts';
-import { nextLookMs } from './policy/history-budget.ts';
+import { nextLookMs, silenceMs } from './policy/history-budget.ts';
 import { commandSteps } from './step-options.ts';
 
 const keyword = (name: string): ReturnType<typeof defineSearchAttributeKey<'KEYWORD'>> =>
@@ -55,6 +55,9 @@ export class MigrationRun {
   /** From the first proposal on the ledger has to be asked how the move ended. */
   mayBeReserved = false;
   cancelledBy: string | null = null;
+  /** Commands in a row that the session did not answer, and until when no other is given to it. */
+  #unansweredCount = 0;
+  #silentUntilMs = 0;
   /** The scope of the step that runs now: what an enforced cancel ends. */
   #stepScope: CancellationScope | null = null;
   readonly #startedAtMs = workflowInfo().startTime.getTime();
@@ -214,6 +217,7 @@ export class MigrationRun {
       phase, pointOfNoReturnPassed, policy,
       cancelled: this.cancelledBy !== null,
       historyEvents: workflowInfo().historyLength,
+      silentForMs: Math.max(0, this.#silentUntilMs - Date.now()),
     });
   }
 
@@ -237,8 +241,12 @@ export class MigrationRun {
   async #commandSession(step: StepInput, command: SessionCommand): Promise<void> {
     try {
       await commandSteps(step.source).commandSession({ ...step, command });
+      this.#unansweredCount = 0;
     } catch (error) {
       const { code, detail } = failureOf(error);
+      const isAnswer = code === 'migration/past-return' || code === 'input/invalid';
+      this.#unansweredCount = isAnswer ? 0 : this.#unansweredCount + 1;
+      this.#silentUntilMs = isAnswer ? 0 : Date.now() + silenceMs(this.#unansweredCount);
       throw coded(code, detail);
     }
   }

@@ -86,6 +86,96 @@ describe.skipIf(bench.env === null)('on a development server', () => {
     expect(historyLength).toBeLessThanOrEqual(limits.migrationHistoryEventsMax);
   });
 
+  it('keeps its history short when a session does not answer', async () => {
+    centre.disks = 1;
+    vm = await centre.runningVm(`${vm}-mute`, hostA);
+    centre.faults.set('commandSession', () => { throw new CodedError('vmm/protocol', 'mute'); });
+    let attempts = 0;
+    const release = Promise.withResolvers<void>();
+    // Two losses later the third copy goes through: as much as a move can need.
+    centre.faults.set('copyMemoryAndSwitchOver', async () => {
+      attempts += 1;
+      if (attempts === 1) await release.promise;
+      if (attempts <= 2) throw new CodedError('runner/session-lost', `loss ${attempts}`);
+    });
+    const { handle, migration } = await startMigration(env.client, input('r1'));
+    await expect.poll(() => attempts, { timeout: 20_000 }).toBe(1);
+    const refusals: string[] = [];
+    for (let count = 0; count < 60; count += 1) {
+      await commandMigration(env.client, migration, {
+        kind: 'set-bandwidth', bandwidthBytesPerSecond: 1_000_000 + count,
+      }).catch((error: unknown) => refusals.push(String(error)));
+    }
+    expect(refusals).toHaveLength(60);
+    // Who asks again at once is told to wait, at no cost; the session is asked once.
+    expect(centre.calls.filter((call) => call.endsWith('commandSession'))).toHaveLength(1);
+    expect(refusals.at(-1)).toMatch(/did not answer/);
+    release.resolve();
+    expect(await handle.result()).toMatchObject({ kind: 'completed' });
+    expect((await handle.describe()).historyLength).toBeLessThanOrEqual(limits.migrationHistoryEventsMax);
+  });
+
+  it('keeps its history short when many commands were followed by lost sessions', async () => {
+    centre.disks = 1;
+    vm = await centre.runningVm(`${vm}-busy`, hostA);
+    centre.copyMs = 60_000;
+    const { handle, migration } = await copying('r1');
+    let refusal = '';
+    for (let count = 1; refusal === '' && count < 30; count += 1) {
+      await commandMigration(env.client, migration, {
+        kind: 'set-bandwidth', bandwidthBytesPerSecond: 1_000_000 + count,
+      }).catch((error: unknown) => { refusal = String(error); });
+    }
+    expect(refusal).toMatch(/too many commands/);
+    centre.faults.set('copyMemoryAndSwitchOver', () => {
+      throw new CodedError('runner/session-lost', 'killed');
+    });
+    const [session] = centre.sessions.values();
+    centre.sessions.clear();
+    session!.fail(new CodedError('runner/session-lost', 'killed'));
+    expect(await handle.result()).toMatchObject({
+      kind: 'failed', failure: { code: 'runner/session-lost' }, runsOn: hostA });
+    expect((await handle.describe()).historyLength)
+      .toBeLessThanOrEqual(limits.migrationHistoryEventsMax);
+  });
+
+  it('keeps its history short when it is cancelled again and again', async () => {
+    centre.copyMs = 60_000;
+    const wait = Promise.withResolvers<void>();
+    centre.faults.set('discardTarget', () => wait.promise);
+    const { handle, migration } = await startMigration(env.client, input('r1'));
+    await expect.poll(() => centre.sessions.size, { timeout: 20_000 }).toBe(1);
+    const again = async (): Promise<void> => {
+      await commandMigration(env.client, migration, { kind: 'cancel', by: 'again' });
+      // Whoever talks to Temporal directly does not know our ids.
+      await handle.executeUpdate('cancel', { args: [{ by: 'directly' }] }).catch(() => undefined);
+    };
+    for (let count = 0; count < 40; count += 1) await again();
+    wait.resolve();
+    expect(await handle.result()).toMatchObject({ kind: 'cancelled', by: 'again' });
+    expect((await handle.describe()).historyLength).toBeLessThanOrEqual(limits.migrationHistoryEventsMax);
+  });
+
+  it('goes on as fast while somebody looks ten times a second', async () => {
+    centre.copyMs = 3_000;
+    const { handle, migration } = await copying('r1');
+    const begunMs = performance.now();
+    const took: number[] = [];
+    let failed = 0;
+    const timer = setInterval(() => {
+      const askedMs = performance.now();
+      viewMigration(env.client, migration).then(
+        () => took.push(performance.now() - askedMs), () => { failed += 1; });
+    }, 100);
+    const outcome = await handle.result().finally(() => clearInterval(timer));
+    const wholeMs = performance.now() - begunMs;
+    console.info(`${took.length} looks, worst ${Math.max(...took).toFixed(0)} ms, `
+      + `${failed} failed; the move took ${wholeMs.toFixed(0)} ms`);
+    expect(outcome).toMatchObject({ kind: 'completed' });
+    expect(wholeMs).toBeLessThan(10_000);
+    expect((await handle.describe()).historyLength).toBeLessThan(80);
+  });
+
   it('cancels within a second before the point of no return, and refuses after it', async () => {
     centre.copyMs = 60_000;
     const first = await copying('r1');

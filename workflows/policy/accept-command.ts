@@ -12,6 +12,8 @@ export interface CommandContext {
   readonly cancelled: boolean;
   readonly policy: MigrationPolicy;
   readonly historyEvents: number;
+  /** Until then a session that did not answer is left alone, from now, ms; 0: it may be asked. */
+  readonly silentForMs: number;
 }
 export interface CommandRefusal {
   readonly code: FailureCode;
@@ -45,7 +47,7 @@ function invalidFigure(command: SessionCommand): string | null {
 
 /** Null when the command may be given, else why not. */
 export function refusalOf(command: SessionCommand, context: CommandContext): CommandRefusal | null {
-  const { phase, pointOfNoReturnPassed, cancelled, policy, historyEvents } = context;
+  const { phase, pointOfNoReturnPassed, cancelled, policy, historyEvents, silentForMs } = context;
   const figure = invalidFigure(command);
   if (figure !== null) return { code: 'input/invalid', detail: figure };
   if (phase === 'done') return { code: 'migration/past-return', detail: 'the move has ended' };
@@ -55,12 +57,22 @@ export function refusalOf(command: SessionCommand, context: CommandContext): Com
       detail: `${command.kind} comes too late: the VM runs at the target`,
     };
   }
-  if (command.kind === 'cancel') return null;
+  if (command.kind === 'cancel') {
+    return cancelled && !commandFits(historyEvents)
+      ? { code: 'migration/cancelled', detail: 'it is being cancelled already' } : null;
+  }
   if (cancelled || phase === 'compensating') {
     return { code: 'migration/cancelled', detail: `${command.kind}: the move is being undone` };
   }
   if (!commandFits(historyEvents)) {
     return { code: 'input/invalid', detail: 'too many commands were given to this move' };
+  }
+  if (silentForMs > 0) {
+    const seconds = Math.ceil(silentForMs / 1_000);
+    return {
+      code: 'migration/not-here',
+      detail: `the session did not answer the last command: again in ${seconds} s`,
+    };
   }
   if (command.kind === 'pause' || command.kind === 'resume') {
     return isCopying(phase) ? null

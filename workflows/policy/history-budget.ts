@@ -14,6 +14,23 @@ export const nextLookMs = (lookCount: number, historyEvents: number): number | n
     ? firstLookMs * 4 ** lookCount
     : null;
 
+/** 22 for a copy of disks and memory, and all that comes after it. */
+const attemptEventsReserve = 56;
+
+/** Whether the copy may be begun afresh. */
+export const attemptFits = (historyEvents: number): boolean =>
+  historyEvents < limits.migrationHistoryEventsMax - attemptEventsReserve;
+
+const firstSilenceMs = 5_000;
+const silenceMsMax = 300_000;
+
+/**
+ * How long a session is left alone after so many commands in a row that it did not answer, ms: who
+ * repeats them meanwhile is refused, which leaves no event. 5 s, 10 s, 20 s … 5 min.
+ */
+export const silenceMs = (unansweredCount: number): number => (unansweredCount === 0 ? 0
+  : Math.min(silenceMsMax, firstSilenceMs * 2 ** (unansweredCount - 1)));
+
 /** Whether another command fits; cancel always does, it shortens the history. */
 export const commandFits = (historyEvents: number): boolean =>
   historyEvents < limits.migrationHistoryEventsMax - commandEventsReserve;

@@ -12,7 +12,7 @@ import type {
 import { policyAfter, refusalOf } from './accept-command.ts';
 import type { CommandContext } from './accept-command.ts';
 import { currentDetails } from './current-details.ts';
-import { commandFits, nextLookMs } from './history-budget.ts';
+import { attemptFits, commandFits, nextLookMs, silenceMs } from './history-budget.ts';
 import {
   runsOnAfter, unknownFigures, wayAfter, wayOfEarlierRun, withLateFigures,
 } from './outcome.ts';
@@ -91,7 +91,8 @@ describe('the text of a move in the UI', () => {
 describe('commands', () => {
   const context = (fields: Partial<CommandContext> = {}): CommandContext => ({
     phase: 'copy-memory', pointOfNoReturnPassed: false, cancelled: false,
-    policy: { ...defaultPolicy, postCopy: 'when-needed' }, historyEvents: 50, ...fields,
+    policy: { ...defaultPolicy, postCopy: 'when-needed' }, historyEvents: 50, silentForMs: 0,
+    ...fields,
   });
   const cancel: SessionCommand = { kind: 'cancel', by: 'me' };
   const table: readonly [SessionCommand, Partial<CommandContext>, FailureCode | null][] = [
@@ -103,6 +104,9 @@ describe('commands', () => {
     [{ kind: 'resume' }, { phase: 'copy-disk' }, null],
     [cancel, {}, null],
     [cancel, { historyEvents: 1_000 }, null],
+    [cancel, { historyEvents: 1_000, cancelled: true }, 'migration/cancelled'],
+    [cancel, { silentForMs: 1 }, null],
+    [{ kind: 'pause' }, { silentForMs: 1 }, 'migration/not-here'],
     [cancel, { cancelled: true }, null],
     [cancel, { phase: 'compensating' }, null],
     [cancel, { pointOfNoReturnPassed: true }, 'migration/past-return'],
@@ -133,6 +137,13 @@ describe('the history budget', () => {
     expect([0, 1, 2, 3, 4].map((count) => nextLookMs(count, 40)))
       .toEqual([5_000, 20_000, 80_000, 320_000, null]);
     expect(nextLookMs(0, limits.migrationHistoryEventsMax - 80)).toBeNull();
+  });
+  it('begins a copy afresh while there is room for it', () => {
+    expect([60, 93, 94].map(attemptFits)).toEqual([true, true, false]);
+  });
+  it('leaves a silent session alone, ever longer', () => {
+    expect([0, 1, 2, 3, 7, 50].map(silenceMs))
+      .toEqual([0, 5_000, 10_000, 20_000, 300_000, 300_000]);
   });
   it('keeps room for a cancel', () => {
     expect(commandFits(60)).toBe(true);

@@ -30,6 +30,8 @@ interface Session {
   cancelledBy: string | null;
   bandwidth: number;
   readonly done: Promise<SessionOutcome>;
+  /** As if its runner had died. */
+  readonly fail: (error: CodedError) => void;
   attempts: number;
   copyMs: number;
 }
@@ -201,8 +203,8 @@ export class FakeDatacentre {
     const ended = Promise.withResolvers<SessionOutcome>();
     const session: Session = {
       step, progress: this.#progress(0, 'memory'), paused: false, cancelledBy: null,
-      bandwidth: step.policy.bandwidthBytesPerSecond, done: ended.promise, attempts: 0,
-      copyMs: this.copyMs,
+      bandwidth: step.policy.bandwidthBytesPerSecond, done: ended.promise,
+      fail: ended.reject, attempts: 0, copyMs: this.copyMs,
     };
     this.sessions.set(step.migration, session);
     this.sessionsMax = Math.max(this.sessionsMax, this.sessions.size);

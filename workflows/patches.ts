@@ -1,0 +1,8 @@
+/**
+ * Names of changes that a running history would notice, for Temporal's `patched`. One goes when no
+ * run that began before it can be open any more.
+ */
+export const patches = {
+  /** A copy is begun afresh only while the history has room for it. */
+  attemptsFitHistory: 'attempts-fit-history',
+} as const;
