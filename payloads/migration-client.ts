@@ -157,12 +157,24 @@ function withProgress(status: MigrationStatus, progress: SessionProgress): Migra
 /**
  * The workflow's status with the figures of the newest heartbeat, which the workflow does not see.
  * Percent may fall between two calls when the guest dirties faster than is sent: who watches keeps
- * the largest. Cheap enough for a few calls a second. Failure: migration/unknown.
+ * the largest. As often as one likes: a client asks about a move once at a time, because while no
+ * control worker answers looks would wait by the hundred, to be answered before the move goes on.
+ * Failure: migration/unknown.
  */
-export async function viewMigration(
-  client: Client,
-  migration: MigrationId,
-): Promise<MigrationView> {
+export function viewMigration(client: Client, migration: MigrationId): Promise<MigrationView> {
+  const asked = looks.get(client) ?? new Map<MigrationId, Promise<MigrationView>>();
+  looks.set(client, asked);
+  const known = asked.get(migration);
+  if (known !== undefined) return known;
+  const look = askView(client, migration).finally(() => asked.delete(migration));
+  asked.set(migration, look);
+  return look;
+}
+
+/** Looks that wait for their answer. */
+const looks = new WeakMap<Client, Map<MigrationId, Promise<MigrationView>>>();
+
+async function askView(client: Client, migration: MigrationId): Promise<MigrationView> {
   const handle = client.workflow.getHandle(migration);
   try {
     const [status, { raw }] = await Promise.all([

@@ -2,7 +2,8 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { CodedError } from '../../contracts/failures.ts';
 import { hostName, requestId } from '../../contracts/identity.ts';
 import type { VmName } from '../../contracts/identity.ts';
@@ -154,6 +155,24 @@ describe.skipIf(bench.env === null)('on a development server', () => {
     wait.resolve();
     expect(await handle.result()).toMatchObject({ kind: 'cancelled', by: 'again' });
     expect((await handle.describe()).historyLength).toBeLessThanOrEqual(limits.migrationHistoryEventsMax);
+  });
+
+  it('has one look open at a time while no control worker answers, and goes on at once', async () => {
+    centre.copyMs = 3_000;
+    const { handle, migration } = await copying('r1');
+    await workers.stop();
+    const handles = vi.spyOn(env.client.workflow, 'getHandle');
+    const looks = Array.from({ length: 50 }, () => viewMigration(env.client, migration));
+    expect(handles).toHaveBeenCalledTimes(1);
+    handles.mockRestore();
+    await sleep(3_000);
+    workers = await allWorkers({ env, centre, payloadKeysPath });
+    const begunMs = performance.now();
+    expect(new Set((await Promise.all(looks)).map(({ status }) => status.vm))).toEqual(new Set([vm]));
+    expect(await handle.result()).toMatchObject({ kind: 'completed' });
+    expect(performance.now() - begunMs).toBeLessThan(5_000);
+    // Afterwards it is asked anew.
+    expect((await viewMigration(env.client, migration)).status.phase).toBe('done');
   });
 
   it('goes on as fast while somebody looks ten times a second', async () => {

@@ -1,12 +1,15 @@
 import { once } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { connect as connectPlain } from 'node:net';
+import { createServer } from 'node:tls';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pino } from 'pino';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { hostName, migrationId, requestId, vmName } from '../../../contracts/identity.ts';
 import { createAuthority, issueCertificate } from '../../../payloads/certificates.ts';
+import { encodeFrame, FrameDecoder } from '../../../payloads/json-frames.ts';
+import { connectTls, serverTlsOptions } from '../../../payloads/tls.ts';
 import {
   createRevocationList, openRevocationList, revokeCertificates,
 } from '../../../payloads/revocation.ts';
@@ -101,6 +104,69 @@ describe('the peer link', () => {
     await expect(openPeerLink(target(), tls, hello)).rejects.toMatchObject({
       code: expect.stringMatching(/^(link\/refused|certificate\/revoked)$/) as string,
     });
+  });
+
+  const drained: PeerMessage = {
+    version: 1, kind: 'disks-drained', diskDigests: ['a'.repeat(32)],
+  };
+
+  test('says to a runner of its own version what it knows', async () => {
+    const link = await openPeerLink(target(), await tlsOf('host', 'h1'), hello);
+    const heard = Promise.withResolvers<PeerMessage>();
+    links.at(-1)?.listen(heard.resolve);
+    link.send(drained);
+    expect(await heard.promise).toEqual(drained);
+    link.close();
+  });
+
+  test('agrees on less with a target of the first version', async () => {
+    const frames: unknown[] = [];
+    const told = Promise.withResolvers<void>();
+    const { material } = await tlsOf('host', 'h2');
+    // As that runner was: it ends a connection on anything that it does not know.
+    const old = createServer(serverTlsOptions(material), (socket) => {
+      const decoder = new FrameDecoder();
+      socket.on('error', () => socket.destroy());
+      socket.on('data', (chunk: Buffer) => {
+        for (const frame of decoder.push(chunk)) {
+          const { kind, ...rest } = frame as { kind: string };
+          const known = kind === 'hello' ? ['version', 'migration', 'epoch']
+            : kind === 'ping' ? ['version', 'sentMs'] : ['version'];
+          if (Object.keys(rest).some((name) => !known.includes(name))) {
+            socket.destroy();
+            return;
+          }
+          frames.push(frame);
+          if (kind === 'hello') socket.write(encodeFrame({ version: 1, kind: 'welcome' }));
+          if (kind === 'disks-drained') told.resolve();
+        }
+      });
+    }).listen(0, '127.0.0.1');
+    await once(old, 'listening');
+    const { port } = old.address() as { port: number };
+    const at = { address: '127.0.0.1', port, host: hostName('h2') };
+    const link = await openPeerLink(at, await tlsOf('host', 'h1'), hello);
+    link.send(drained);
+    await told.promise;
+    expect(frames).toContainEqual(hello);
+    expect(frames).toContainEqual({ version: 1, kind: 'disks-drained' });
+    link.close();
+    old.close();
+  });
+
+  test('welcomes a source of the first version with nothing that it does not know', async () => {
+    const socket = await connectTls({
+      host: '127.0.0.1', port: server.port, ...await tlsOf('host', 'h1'),
+      expected: [{ role: 'host', name: 'h2' }], timeoutMs: 5_000,
+    });
+    const decoder = new FrameDecoder();
+    const first = Promise.withResolvers<unknown>();
+    socket.on('data', (chunk: Buffer) => {
+      for (const frame of decoder.push(chunk)) first.resolve(frame);
+    });
+    socket.write(encodeFrame(hello));
+    expect(await first.promise).toEqual({ version: 1, kind: 'welcome' });
+    socket.destroy();
   });
 
   test('plain text and garbage are dropped, others are served on', async () => {

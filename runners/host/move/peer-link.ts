@@ -14,7 +14,7 @@ import {
   authorizePeer, connectTls, endWhenRevoked, followMaterial, serverTlsOptions, type TlsMaterial,
 } from '../../../payloads/tls.ts';
 import { clockOffset, type ClockSample } from './downtime.ts';
-import { peerMessage, type PeerMessage } from './peer-messages.ts';
+import { peerFeatures, peerMessage, saidTo, type PeerMessage } from './peer-messages.ts';
 import type { PeerConversation } from './ports.ts';
 
 /** Set-up of a connection: TCP, TLS, welcome. */
@@ -36,6 +36,7 @@ export class PeerLink implements PeerConversation {
   readonly #gone = Promise.withResolvers<Error>();
   readonly #pongs: ((sample: ClockSample) => void)[] = [];
   readonly #timer: NodeJS.Timeout;
+  #agreed: ReadonlySet<string> = new Set();
   #listener: MessageListener | null = null;
   #heardAtMs = performance.now();
   #closed = false;
@@ -55,8 +56,13 @@ export class PeerLink implements PeerConversation {
     return this.#gone.promise;
   }
 
+  /** What the peer can be told beyond the first version; nothing before this. */
+  agree(features: readonly string[]): void {
+    this.#agreed = new Set(features);
+  }
+
   send(message: PeerMessage): void {
-    if (!this.#closed) this.#socket.write(encodeFrame(message));
+    if (!this.#closed) this.#socket.write(encodeFrame(saidTo(message, this.#agreed)));
   }
 
   /** Hands over what arrived so far and everything later. One listener at a time. */
@@ -165,23 +171,38 @@ export interface PeerTls {
  * link/lost (also from a runner that was started anew and knows nothing of the move).
  */
 export async function openPeerLink(
-  peer: PeerAddress, tls: PeerTls, hello: Extract<PeerMessage, { kind: 'hello' }>,
+  peer: PeerAddress, tls: PeerTls, hello: Hello,
 ): Promise<PeerLink> {
   const where = `${peer.host} at ${peer.address}:${peer.port}`;
+  const whole = await sayHello(peer, tls, { ...hello, features: [...peerFeatures] });
+  // One that closes without a word may not know the word: it is greeted as the first version did.
+  const { link, answer } = whole.answer instanceof Error
+    ? await sayHello(peer, tls, hello) : whole;
+  if (!(answer instanceof Error) && answer.kind === 'welcome') {
+    link.agree(answer.features ?? []);
+    return link;
+  }
+  link.close();
+  if (!(answer instanceof Error) && answer.kind === 'gave-up') {
+    throw new CodedError(answer.code, `${where}: ${answer.detail}`);
+  }
+  const why = answer instanceof Error ? answer.message : answer.kind;
+  throw new CodedError('link/refused', `${where} did not welcome the move: ${why}`);
+}
+
+type Hello = Extract<PeerMessage, { kind: 'hello' }>;
+
+/** A new connection, and the first thing said on it, or why it ended. */
+async function sayHello(
+  peer: PeerAddress, tls: PeerTls, hello: Hello,
+): Promise<{ readonly link: PeerLink; readonly answer: PeerMessage | Error }> {
   const socket = await connectTls({
     host: peer.address, port: peer.port, ...tls, expected: [{ role: 'host', name: peer.host }],
     timeoutMs: connectTimeoutMs,
   });
   const link = new PeerLink(socket);
   link.send(hello);
-  const first = await Promise.race([link.next(), link.gone]);
-  if (!(first instanceof Error) && first.kind === 'welcome') return link;
-  link.close();
-  if (!(first instanceof Error) && first.kind === 'gave-up') {
-    throw new CodedError(first.code, `${where}: ${first.detail}`);
-  }
-  const why = first instanceof Error ? first.message : first.kind;
-  throw new CodedError('link/refused', `${where} did not welcome the move: ${why}`);
+  return { link, answer: await Promise.race([link.next(), link.gone]) };
 }
 
 /** Why a hello is not welcomed, as the peer will report it. */
@@ -192,7 +213,7 @@ export interface GreetingRefusal {
 
 /** Decides about a hello: why not, or who takes the link once it is welcomed. */
 export type PeerGreeter = (
-  hello: Extract<PeerMessage, { kind: 'hello' }>, from: HostName,
+  hello: Hello, from: HostName,
 ) => GreetingRefusal | ((link: PeerLink) => void);
 
 /** Listens for source runners. Garbage and strangers are dropped with one log line. */
@@ -267,7 +288,12 @@ function acceptPeer(
       return;
     }
     known();
-    link.send({ version: 1, kind: 'welcome' });
+    const theirs = message.kind === 'hello' ? message.features : undefined;
+    link.agree(theirs ?? []);
+    link.send({
+      version: 1, kind: 'welcome',
+      ...(theirs === undefined ? {} : { features: [...peerFeatures] }),
+    });
     taker(link);
   });
 }
