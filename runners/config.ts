@@ -53,7 +53,7 @@ export const hostConfig = z.strictObject({
   stateDir: path,
   /** Sockets and pid files; may vanish at a reboot. */
   runtimeDir: path,
-  /** tmpfs or hugetlbfs where guest RAM files live. */
+  /** tmpfs where guest RAM files live. */
   memoryDir: path,
   temporal,
   ledger: endpoint,

@@ -243,19 +243,17 @@ function obstacles(facts: VmmFacts, spec: VmSpec): readonly string[] {
   const found: string[] = [];
   const backend = facts.backends.find((candidate) => candidate.id === facts.machineBackend);
   if (backend === undefined) found.push('guest memory has no backend object');
-  for (const { id, type, share } of facts.backends) {
+  for (const { id, type, share, hugePages } of facts.backends) {
     if (type !== 'memory-backend-file') found.push(`memory ${id} is ${type}, not a named file`);
     if (!share) found.push(`memory ${id} is private to the VMM`);
     if (id !== facts.machineBackend) found.push(`memory ${id} is a second backend`);
+    if (hugePages) found.push(`memory ${id} is of huge pages (hugetlbfs), never moved so far`);
   }
   for (const node of facts.nodes) {
     if (node.cache.direct) found.push(`block node ${node['node-name']} uses O_DIRECT`);
     if (node.image['backing-filename'] !== undefined) {
       found.push(`block node ${node['node-name']} has a backing file`);
     }
-  }
-  if (hasBalloon(facts) && facts.backends.some(({ hugePages }) => hugePages)) {
-    found.push('a balloon on huge pages loses track of freed pages');
   }
   for (const { id, type } of facts.devices) {
     if (unseenDevices.test(type)) found.push(`device ${id} (${type}) writes memory unseen`);
