@@ -147,6 +147,11 @@ export class Lab {
     return process;
   }
 
+  /** All of those that still run. */
+  running(): LabProcess[] {
+    return [...this.#started.values()].filter((process) => process.isRunning());
+  }
+
   /** A running process by its name; null when it is not there. */
   process(spec: ProcessSpec): LabProcess | null {
     const mark = this.#state.processes.find((known) => known.name === spec.name);

@@ -1,5 +1,5 @@
 /**
- * `novacron demo|bench|faults|doctor`: programs of the project that run as processes of their own.
+ * `novacron demo|bench|faults|soak|doctor`: programs of the project that run as processes of their own.
  */
 import type { Command } from 'commander';
 import type { Context } from '../context.ts';
@@ -12,6 +12,8 @@ export const childPrograms = {
     about: 'moves by this engine and by QEMU\'s own, interleaved, measured outside' },
   faults: { script: 'lab/faults/main.ts',
     about: 'moves with a fault at every moment of them, judged outside' },
+  soak: { script: 'lab/soak/main.ts',
+    about: 'guests that move back and forth for minutes, with faults; what grows meanwhile' },
   doctor: { script: 'infra/doctor/main.ts',
     about: 'what this machine can do, by probing, and what follows' },
 } as const;

@@ -1,5 +1,5 @@
 // `node infra/bootstrap/main.mjs [--json] [--then THING] [-- ARGUMENTS]`, THING one of
-// demo, test, cluster, long, bench, faults, models, ready
+// demo, test, cluster, long, bench, faults, soak, models, ready
 //
 // Makes a fresh machine ready and then runs the next thing on Node 24. Runs on Node 20 or newer
 // with nothing installed. Decides the order of the set-up; what a step does is in steps.mjs.
@@ -21,6 +21,7 @@ const nextThings = {
   demo: ['cli/main.ts', 'demo'],
   bench: ['cli/main.ts', 'bench'],
   faults: ['cli/main.ts', 'faults'],
+  soak: ['cli/main.ts', 'soak'],
   test: ['infra/bootstrap/gate.mjs', 'test'],
   cluster: ['infra/bootstrap/gate.mjs', 'cluster'],
   long: ['infra/bootstrap/gate.mjs', 'long'],

@@ -35,7 +35,7 @@ function spoilt(cell: Cell | null, error: unknown, wholeMs: number): RunRecord {
 }
 
 /** Lines that the processes of a lab have logged. */
-function keepLogs(lab: Lab, folder: string): void {
+export function keepLogs(lab: Lab, folder: string): void {
   const logs = join(lab.directories.data, 'logs');
   if (!existsSync(logs)) return;
   mkdirSync(folder, { recursive: true });

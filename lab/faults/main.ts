@@ -2,7 +2,6 @@
  * `npm run faults -- …`: moves of guests under load in the lab, each with one fault at one moment,
  * judged from outside (docs/guides/faults.md). Reads the command line and prints.
  */
-import { execFileSync } from 'node:child_process';
 import { randomInt } from 'node:crypto';
 import { join } from 'node:path';
 import { Command, InvalidArgumentError } from 'commander';
@@ -15,8 +14,9 @@ import {
   cellsOf, faults, inOrder, isPhase, nameOfCell, obstacleOf, phases, victims,
 } from './cells.ts';
 import type { Cell, Fault, Victim } from './cells.ts';
-import { coveredBy, lineOf, Results, summarise } from './results.ts';
+import { coveredBy, lineOf, resultLine, Results, summarise } from './results.ts';
 import type { ResultLine, Summary } from './results.ts';
+import { commitOf, onInterrupt, progressTo, seedOf } from './sitting.ts';
 
 interface Flags {
   readonly seed: number;
@@ -41,24 +41,6 @@ const wordOf = <T extends string>(what: string, known: readonly T[]) => (text: s
 function phaseOf(text: string): string {
   if (isPhase(text) || phases.some((phase) => phase.startsWith(`${text}/`))) return text;
   throw new InvalidArgumentError('a fault point, a step, memory or post-copy; see --list');
-}
-
-function seedOf(text: string): number {
-  const value = Number(text);
-  if (Number.isInteger(value) && value >= 0 && value < 2 ** 32) return value;
-  throw new InvalidArgumentError('a whole number below 2^32');
-}
-
-/** Short id of the commit, with a mark when files differ from it. */
-function commitOf(): string {
-  const git = (...words: string[]): string =>
-    execFileSync('git', words, { cwd: projectRoot, encoding: 'utf8' }).trim();
-  try {
-    return git('rev-parse', '--short=12', 'HEAD')
-      + (git('status', '--porcelain', '--untracked-files=no') === '' ? '' : '+');
-  } catch {
-    return 'unknown';
-  }
 }
 
 const seconds = (ms: number | null): string => (ms === null ? '-' : `${(ms / 1000).toFixed(1)} s`);
@@ -88,12 +70,6 @@ function textOfSummary({ cells, outcomes, worst, median, violations }: Summary):
   ].join('\n');
 }
 
-/** Lines on the terminal that replace each other; lines of their own where there is none. */
-function progressTo(stream: NodeJS.WriteStream): (text: string) => void {
-  if (!stream.isTTY) return (text) => void stream.write(`… ${text}\n`);
-  return (text) => void stream.write(`\r\u001b[K… ${text.slice(0, (stream.columns ?? 80) - 3)}`);
-}
-
 function listCells(chosen: readonly Cell[], json: boolean): void {
   for (const cell of chosen) {
     const obstacle = obstacleOf(cell);
@@ -109,19 +85,13 @@ async function sit(flags: Flags): Promise<void> {
   if (flags.list) return listCells(chosen, json);
   const commit = commitOf();
   const results = new Results(flags.out);
-  const earlier = flags.resume ? results.of(commit) : [];
+  const earlier = flags.resume ? results.of(commit, resultLine) : [];
   const covered = coveredBy(earlier);
   const cells = inOrder(chosen.filter((cell) => obstacleOf(cell) === null), seed)
     .filter((cell) => !covered.has(nameOfCell(cell))).slice(0, flags.runs);
   const interrupt = new AbortController();
   let lab: Lab | null = null;
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-    process.on(signal, () => {
-      if (interrupt.signal.aborted) return;
-      interrupt.abort();
-      void (lab?.lower() ?? Promise.resolve()).finally(() => process.exit(130));
-    });
-  }
+  onInterrupt(interrupt, async () => await lab?.lower());
   const lines: ResultLine[] = [...earlier];
   const tell = progressTo(process.stderr);
   tell(`seed ${seed}, commit ${commit}, ${cells.length} runs, results in ${flags.out}`);

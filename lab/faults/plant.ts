@@ -1,6 +1,7 @@
 /**
- * The lab of a campaign: two hosts with the product, one guest a run. Knows how each victim is
- * found, hurt and brought back, as a system would do it; what is hurt when is run.ts's.
+ * The lab of a campaign: two hosts with the product, and guests that move between them. Knows how
+ * each victim is found, hurt and brought back, as a system would do it; what is hurt when is
+ * run.ts's.
  */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -48,13 +49,12 @@ export interface CampaignGuest {
   readonly outside: OutsideClient;
 }
 
-/** Processes of the lab by victim; what is not here is a VMM, a guard or a host. */
+/** Processes of the lab by victim that are the same whichever way a guest moves. */
 const processNames: Readonly<Partial<Record<Victim, string>>> = {
   'control-worker': 'control', temporal: 'temporal', ledger: 'ledger',
-  'source-runner': 'host-h1', 'target-runner': 'host-h2',
 };
 
-/** The composed lab. Host 1 is the source of every move, host 2 its target. */
+/** The composed lab. Moves go from host 1 to host 2, until it is turned. */
 export class Plant {
   readonly lab: Lab;
   readonly client: Client;
@@ -63,6 +63,7 @@ export class Plant {
   readonly #reopenLedger: () => Promise<Ledger>;
   readonly #ledgerPort: number;
   #requests = 0;
+  #isTurned = false;
 
   private constructor(fields: {
     readonly lab: Lab; readonly client: Client; readonly ledger: Ledger;
@@ -100,8 +101,12 @@ export class Plant {
     await this.lab.lower();
   }
 
-  get source(): LabHost { return this.lab.host(1); }
-  get target(): LabHost { return this.lab.host(2); }
+  get source(): LabHost { return this.lab.host(this.#isTurned ? 2 : 1); }
+  get target(): LabHost { return this.lab.host(this.#isTurned ? 1 : 2); }
+  /** Moves go from this host to the other one from now on. */
+  turnTo({ source }: { readonly source: string }): void {
+    this.#isTurned = this.lab.host(1).name !== source;
+  }
 
   freshRequest(): RequestId {
     this.#requests += 1;
@@ -155,7 +160,7 @@ export class Plant {
 
   /** Arms a point of the process that comes there. */
   arm(point: FaultPoint, vm: VmName): Promise<ArmedPoint> {
-    const name = processNames[holderOf(point)] ?? '';
+    const name = this.#processNameOf(holderOf(point)) ?? '';
     return armFaultPoint({
       socketPath: faultSocketOf(this.lab, name), point, vm,
       ...papersOf(this.lab, { role: 'lab', name: 'faults' }),
@@ -189,7 +194,7 @@ export class Plant {
 
   /** Pids of a victim that is a process; the dev server has a child that does its work. */
   pidsOf(victim: Victim, vm: VmName): number[] {
-    const name = processNames[victim];
+    const name = this.#processNameOf(victim);
     if (name !== undefined) {
       const { pid } = this.lab.started(name);
       return [pid, ...childrenOf(pid)];
@@ -202,7 +207,7 @@ export class Plant {
 
   /** Starts a killed process again; VMMs and guards are the product's to look after. */
   async restart(victim: Victim): Promise<void> {
-    const name = processNames[victim];
+    const name = this.#processNameOf(victim);
     if (name === undefined) return;
     await this.lab.start(this.lab.started(name).spec);
     if (victim !== 'ledger') return;
@@ -225,6 +230,11 @@ export class Plant {
         .filter(({ pid }) => commandLineOf(pid).includes(`${directory}/`))
         .map(({ name }) => `${host.name}: process ${name}`),
     ];
+  }
+
+  /** Process of the lab that a victim is; none for a VMM, a guard or a host. */
+  #processNameOf(victim: Victim): string | undefined {
+    return victim.endsWith('-runner') ? `host-${this.hostOf(victim).name}` : processNames[victim];
   }
 
   #pathsOn(host: LabHost, vm: VmName): ReturnType<typeof vmPaths> {
@@ -250,5 +260,6 @@ function parentOf(pid: number): number {
   }
 }
 
-const childrenOf = (pid: number): number[] => readdirSync('/proc')
+/** Processes that a process has started and that still run. */
+export const childrenOf = (pid: number): number[] => readdirSync('/proc')
   .map(Number).filter((one) => Number.isInteger(one) && one > 1 && parentOf(one) === pid);

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
 import { cellsOf } from './cells.ts';
-import { coveredBy, lineOf, Results, summarise } from './results.ts';
+import { coveredBy, lineOf, resultLine, Results, summarise } from './results.ts';
 import type { RunRecord } from './run.ts';
 
 const record: RunRecord = {
@@ -26,7 +26,7 @@ describe('results', () => {
     results.add(lineOf(record, { ...of, commit: 'other' }));
     results.add(lineOf({ ...record, cell: null, lostWrites: Number.NaN }, of));
     appendFileSync(path, '{"kind":"run","comm');
-    const lines = new Results(path).of('abc');
+    const lines = new Results(path).of('abc', resultLine);
     expect(lines.map(({ fault, lostWrites }) => [fault, lostWrites]))
       .toEqual([['sigkill', 0], ['-', null]]);
   });

@@ -60,12 +60,12 @@ export class Results {
     appendFileSync(this.#path, `${JSON.stringify(line)}\n`);
   }
 
-  /** Runs of a commit so far; lines that a killed campaign left half-written are passed over. */
-  of(commit: string): ResultLine[] {
+  /** Lines of a kind and commit so far; what a killed campaign left half-written is passed over. */
+  of<T extends { readonly commit: string }>(commit: string, shape: z.ZodType<T>): T[] {
     if (!existsSync(this.#path)) return [];
     return readFileSync(this.#path, 'utf8').split('\n').flatMap((text) => {
       try {
-        const parsed = resultLine.safeParse(JSON.parse(text));
+        const parsed = shape.safeParse(JSON.parse(text));
         return parsed.success && parsed.data.commit === commit ? [parsed.data] : [];
       } catch {
         return [];

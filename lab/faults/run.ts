@@ -35,8 +35,6 @@ const removeMsMax = 40_000;
 
 /** To read back what was acknowledged, ms. */
 const readMsMax = 30_000;
-/** Of a VM that was never moved. */
-const firstEpoch = 1;
 
 const lightLoad: GuestLoad = {
   dirtyBytesPerSecond: 500_000, workingSetBytes: 4 * mib, order: 'random', pages: 'partial',
@@ -86,6 +84,8 @@ export class FaultRun {
   readonly #plant: Plant;
   readonly #cell: Cell | null;
   readonly #tell: (what: string) => void;
+  /** Epoch that the move began under. */
+  #epoch = 0;
 
   /** Without a cell nothing is done to the move: others are compared with it. */
   constructor(plant: Plant, cell: Cell | null, tell: (what: string) => void) {
@@ -100,11 +100,8 @@ export class FaultRun {
     this.#tell('booting a guest');
     const outlastsLease = this.#cell?.fault === 'sigstop-20s';
     const guest = await this.#plant.boot(outlastsLease ? 'automatic' : 'none');
-    const watch = await Watch.begin({ lab: this.#plant.lab, ...guest });
-    const record = await this.#watched(guest, watch, baselineBytes).finally(async () => {
-      watch.end();
-      await guest.outside.close();
-    });
+    const record = await this.moveOf(guest, baselineBytes)
+      .finally(() => guest.outside.close());
     this.#tell('removing the guest');
     const gone = await within(this.#plant.discard(guest).then(() => true), removeMsMax);
     // A run without violations has to end with a lab that can go on.
@@ -114,10 +111,23 @@ export class FaultRun {
     return { ...record, wholeMs: Math.round(performance.now() - begunMs) };
   }
 
+  /** The move alone, of a guest that is there already and stays. */
+  async moveOf(guest: CampaignGuest, baselineBytes: number | null): Promise<RunRecord> {
+    const begunMs = performance.now();
+    const watch = await Watch.begin({ lab: this.#plant.lab, ...guest });
+    try {
+      const record = await this.#watched(guest, watch, baselineBytes);
+      return { ...record, wholeMs: Math.round(performance.now() - begunMs) };
+    } finally {
+      watch.end();
+    }
+  }
+
   async #watched(
     guest: CampaignGuest, watch: Watch, baselineBytes: number | null,
   ): Promise<Omit<RunRecord, 'wholeMs'>> {
     const before = await this.#begin(guest);
+    this.#epoch = (await this.#plant.ledger.readVm(guest.vm))?.epoch ?? 0;
     const sentBefore = await this.#sentBytes();
     const { migration, reached, faultEndMs, twice } = await this.#disturb(guest);
     this.#tell('waiting for the end');
@@ -208,12 +218,11 @@ export class FaultRun {
     return { migration, reached, faultEndMs, twice };
   }
 
-  /** The guest is new: its only move began under its first epoch. */
   async #repeat(
     { vm }: CampaignGuest, migration: MigrationId, say: typeof sayTwice,
   ): Promise<string | null> {
     return await this.#plant.asControl((ledger) => say(ledger, {
-      vm, migration, epoch: firstEpoch, target: this.#plant.target.name }));
+      vm, migration, epoch: this.#epoch, target: this.#plant.target.name }));
   }
 
   async #reach(
