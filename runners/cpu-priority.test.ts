@@ -4,7 +4,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { getPriority, setPriority } from 'node:os';
 import { expect, test } from 'vitest';
 import {
-  autogroupNice, calmVmm, raiseForBlackout, raiseVmm, raisedNice, takeOrdinaryPriority,
+  autogroupNice, calmVmm, copyNice, raiseSession, raiseVmm, raisedNice, takeOrdinaryPriority,
 } from './cpu-priority.ts';
 
 /** A process with a session of its own, as a VMM is; `body` gets its pid. */
@@ -47,16 +47,20 @@ test.skipIf(!isRoot)('a VMM is raised for its blackout and calmed again', async 
   });
 });
 
-test.skipIf(!isRoot)('the session is raised until the last blackout is over', async () => {
+test.skipIf(!isRoot)('the session has the level of the most urgent work under way', async () => {
   const before = sessionNice(process.pid);
-  const later = (nice: number | null): Promise<void> =>
+  const later = (nice: number): Promise<void> =>
     expect.poll(() => sessionNice(process.pid)).toBe(before === null ? null : nice);
-  const [one, two] = [raiseForBlackout(), raiseForBlackout()];
+  const copy = raiseSession('copy');
+  await later(copyNice);
+  const [one, two] = [raiseSession('blackout'), raiseSession('blackout')];
   await later(raisedNice);
   one.over();
   one.over();
   expect(sessionNice(process.pid)).toBe(before === null ? null : raisedNice);
   two.over();
+  await later(copyNice);
+  copy.over();
   await later(0);
 });
 

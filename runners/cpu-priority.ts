@@ -10,6 +10,12 @@ import { getPriority, setPriority } from 'node:os';
 
 /** About nine times the share of an ordinary thread, and far from the kernel's own threads. */
 export const raisedNice = -10;
+/**
+ * A runner's session while it copies memory: four times the share of a guest. With less a move of a
+ * busy guest takes 1.6 times as long, with -10 its clients wait longer than for the blackout
+ * (docs/decisions/0004).
+ */
+export const copyNice = -6;
 const ordinaryNice = 0;
 
 const autogroupPath = (pid: number | 'self'): string => `/proc/${pid}/autogroup`;
@@ -45,28 +51,35 @@ export async function raiseThisProcess(
   }
 }
 
-/** Blackouts under way that this process works for, and the last change of its session's level. */
-let blackouts = 0;
+/** What a move does, most urgent first, and the level of this process's session meanwhile. */
+const sessionNice = { blackout: raisedNice, copy: copyNice } as const;
+export type MoveWork = keyof typeof sessionNice;
+
+/** Of each how many are under way, and the last change of the session's level. */
+const underWay: Record<MoveWork, number> = { blackout: 0, copy: 0 };
+let level: number = ordinaryNice;
 let changed: Promise<unknown> = Promise.resolve();
 
-/**
- * Raises this process's session while a VM stands still for it, until `over` is called. Outside of
- * blackouts it shares the CPUs with the guests: a move that starves them is no live move.
- */
-export function raiseForBlackout(): { readonly over: () => void } {
-  const set = (nice: number): void => {
-    // One after the other: a level that is overtaken would stay for good.
-    changed = changed.then(() => setAutogroup('self', nice)).catch(() => undefined);
-  };
-  if (blackouts === 0) set(raisedNice);
-  blackouts += 1;
+function follow(): void {
+  const wanted = underWay.blackout > 0 ? sessionNice.blackout
+    : underWay.copy > 0 ? sessionNice.copy : ordinaryNice;
+  if (wanted === level) return;
+  level = wanted;
+  // One after the other: a level that is overtaken would stay for good.
+  changed = changed.then(() => setAutogroup('self', wanted)).catch(() => undefined);
+}
+
+/** Raises this process's session against others until `over` is called. */
+export function raiseSession(work: MoveWork): { readonly over: () => void } {
+  underWay[work] += 1;
+  follow();
   let isOver = false;
   return {
     over: () => {
       if (isOver) return;
       isOver = true;
-      blackouts -= 1;
-      if (blackouts === 0) set(ordinaryNice);
+      underWay[work] -= 1;
+      follow();
     },
   };
 }

@@ -1,7 +1,7 @@
 /** The real VMMs behind the ports of a move (move/ports.ts): adapters, no decisions. */
 import { CodedError } from '../../contracts/failures.ts';
 import type { Incarnation, VmName } from '../../contracts/identity.ts';
-import { calmVmm, raiseForBlackout, raiseVmm } from '../cpu-priority.ts';
+import { calmVmm, type MoveWork, raiseSession, raiseVmm } from '../cpu-priority.ts';
 import { closeExports } from '../hypervisor/disk-mirror.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { VcpuStamp, VmMonitor } from '../hypervisor/vm-monitor.ts';
@@ -41,14 +41,29 @@ function endOf(monitor: VmMonitor): Promise<CodedError> {
   return end.promise;
 }
 
+/** What one move has raised this process's session for; nothing is raised again once it is calm. */
+function moveCpu(): { readonly raise: (work: MoveWork) => void; readonly calm: () => void } {
+  const raised = new Map<MoveWork, { readonly over: () => void }>();
+  let isOver = false;
+  return {
+    raise: (work) => {
+      if (!isOver && !raised.has(work)) raised.set(work, raiseSession(work));
+    },
+    calm: () => {
+      isOver = true;
+      for (const level of raised.values()) level.over();
+    },
+  };
+}
+
 /** The running VMM at the source. */
 export function sourceVmm(place: VmmPlace): SourceVmm {
-  let blackout: { readonly over: () => void } | null = null;
+  const cpu = moveCpu();
   return {
     incarnation: place.incarnation,
     ended: endOf(place.monitor),
     stop: async () => {
-      blackout ??= raiseForBlackout();
+      cpu.raise('blackout');
       await raiseVmm(place.vmmPid, { session: false });
       const stamp = await place.monitor.stopVcpus();
       // The blackout waits for this VMM now, and none of its vCPUs runs.
@@ -63,8 +78,9 @@ export function sourceVmm(place: VmmPlace): SourceVmm {
       await calmVmm(place.vmmPid);
       return stamped(stamp);
     },
-    blackoutOver: () => {
-      blackout?.over();
+    copying: () => cpu.raise('copy'),
+    moveOver: () => {
+      cpu.calm();
       // Its end, with all of its memory, is in no hurry either.
       void calmVmm(place.vmmPid);
     },
@@ -76,16 +92,17 @@ export function sourceVmm(place: VmmPlace): SourceVmm {
 export function targetVmm(place: TargetPlace): TargetVmm {
   const { hypervisor, monitor, vm, holdDirectory } = place;
   let resumed = false;
-  let blackout: { readonly over: () => void } | null = null;
+  const cpu = moveCpu();
   monitor.qmp.onEvent((event) => {
     if (event.name === 'RESUME') resumed = true;
   });
   return {
     incarnation: place.incarnation,
     ended: endOf(monitor),
+    copying: () => cpu.raise('copy'),
     loaded: async () => {
       await monitor.waitIncomingCompleted(loadTimeoutMs);
-      blackout = raiseForBlackout();
+      cpu.raise('blackout');
     },
     // Without disks nothing was exported: a question would only lengthen the blackout.
     closeExports: async () => {
@@ -95,7 +112,7 @@ export function targetVmm(place: TargetPlace): TargetVmm {
       await holdBeforeResume(holdDirectory, vm);
       const stamp = await monitor.cont();
       void calmVmm(place.vmmPid);
-      blackout?.over();
+      cpu.calm();
       return stamped(stamp);
     },
     pause: async () => {
@@ -107,7 +124,7 @@ export function targetVmm(place: TargetPlace): TargetVmm {
     announce: () => monitor.announceSelf(),
     stamp: (epoch) => hypervisor.stampImage({ vm, epoch }),
     kill: async () => {
-      blackout?.over();
+      cpu.calm();
       try {
         await hypervisor.killVm(vm);
         return !resumed;

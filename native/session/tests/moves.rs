@@ -50,6 +50,29 @@ fn a_dirtying_guest_arrives_byte_for_byte() {
     }
 }
 
+/// When the lane comes by, a tenth of them is written again; at the end of the round most are.
+#[test]
+fn chunks_that_the_guest_works_in_go_last() {
+    let (busy, count, seed) = (2048, 1024, 15);
+    let lab = Lab::new(64 << 20);
+    lab.guest.write_pages(0, PAGES, seed);
+    lab.guest.run(busy, count, seed, 80_000);
+    let attempt = lab.start(&Wanted { lanes: 1, bandwidth: 40_000_000, ..Wanted::default() });
+    begin(&attempt);
+    until("half of the first round", || attempt.source.snapshot().sent_pages > PAGES / 2);
+    assert_eq!(attempt.source.snapshot().round, 0);
+    let arrived = MemoryFile::open_source(attempt.incoming.path(), 64 << 20).expect("the file");
+    let range = busy * support::PAGE..(busy + count) * support::PAGE;
+    let mut early = 0;
+    arrived.data_extents(|offset, length| {
+        early += (offset + length).min(range.end).saturating_sub(offset.max(range.start));
+    }).expect("extents");
+    assert!(early < count * support::PAGE / 8, "{early} bytes of the working set went early");
+    lab.guest.stop();
+    attempt.source.converged().wait().expect("converged");
+    finish(&lab, &attempt);
+}
+
 #[test]
 fn an_idle_and_an_empty_guest_arrive() {
     for pages in [0, 1, 300] {

@@ -1,6 +1,7 @@
 /** Which of several reasons a move that is given up before STOP is called by. */
 import { CodedError, failureReport, type FailureReport } from '../../../contracts/failures.ts';
 import type { SessionOutcome } from '../../../contracts/migration.ts';
+import type { ConvergenceDecision } from '../../data-plane/sessions.ts';
 
 /** A target that gives up ends its VMM before it says why, ms. */
 const targetReasonMs = 2_000;
@@ -10,6 +11,13 @@ const isLink = ({ code }: FailureReport | CodedError): boolean => code.startsWit
 const isEcho = (error: CodedError): boolean =>
   isLink(error) || error.code === 'engine/failed' || error.code === 'disk/mirror'
   || error.code === 'runner/session-lost';
+
+/** Failures: migration/deadline, migration/not-converging. */
+export function requireConverged(decision: ConvergenceDecision): void {
+  if (decision.decision !== 'give-up') return;
+  const isLate = decision.cause === 'deadline';
+  throw new CodedError(isLate ? 'migration/deadline' : 'migration/not-converging', decision.reason);
+}
 
 /**
  * The failure to report for `error`. A target that gives up lets go of the lanes first, so what

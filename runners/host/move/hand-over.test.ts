@@ -259,7 +259,8 @@ function stage(faults: Faults = {}) {
       await step('stop');
       return { eventMs: ledger.wallMs };
     },
-    blackoutOver: () => undefined,
+    copying: () => undefined,
+    moveOver: () => undefined,
     sendDeviceState: async () => {
       await step('send-device-state');
       deviceIn.resolve();
@@ -273,6 +274,7 @@ function stage(faults: Faults = {}) {
   };
   const targetVmm: TargetVmm = {
     incarnation: incarnation('2'.repeat(32)), ended: never,
+    copying: () => undefined,
     loaded: async () => {
       await deviceIn.promise;
       await step('load');

@@ -26,8 +26,10 @@ export interface SourceVmm {
   sendDeviceState(socketPath: string): Promise<void>;
   /** cont, also after the device state has left. Resolves with the RESUME event. */
   resume(): Promise<Stamped>;
-  /** Nothing waits for this VMM any more, wherever the VM runs. */
-  blackoutOver(): void;
+  /** Memory is copied from now on, beside the running guest. */
+  copying(): void;
+  /** Nothing waits for this VMM or its move any more, wherever the VM runs. */
+  moveOver(): void;
   /** Writes the epoch under which the image runs from now on; durable when it resolves. */
   stamp(epoch: number): Promise<void>;
   readonly incarnation: Incarnation;
@@ -72,6 +74,8 @@ export interface SourceDisks {
 
 /** The incoming VMM at the target. */
 export interface TargetVmm {
+  /** A copy of its VM comes in from now on, until `resume` or `kill`. */
+  copying(): void;
   /** Device state is loaded, the disks' images are this VMM's. */
   loaded(): Promise<void>;
   /** The writable exports for the mirrors are gone; called after the last flush. */

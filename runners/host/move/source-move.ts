@@ -11,7 +11,9 @@ import type { TransferRecord } from '../../../contracts/ownership.ts';
 import type { ConvergenceDecision } from '../../data-plane/sessions.ts';
 import { transferFigures } from './figures.ts';
 import { tendFrozenImage } from './frozen-image.ts';
-import { giveUpCause, lostWithRunner, outcomeBeforeStop, whyTakenBack } from './give-up-cause.ts';
+import {
+  giveUpCause, lostWithRunner, outcomeBeforeStop, requireConverged, whyTakenBack,
+} from './give-up-cause.ts';
 import { Interruption } from './interruption.ts';
 import { proposeUntilAnswered, readEntry, sourceNote } from './ledger-steps.ts';
 import type { PeerMessage } from './peer-messages.ts';
@@ -172,22 +174,18 @@ export class SourceMove {
   }
 
   async #run(): Promise<SessionOutcome> {
-    const { log } = this.#options;
+    const { log, session, vmm } = this.#options;
     let decision: ConvergenceDecision;
     try {
       await this.syncDisks();
       this.#phase = 'memory';
       this.#memoryBegunMs = this.#options.world.nowMs();
       log.info({ phase: 'memory' }, 'copying memory');
-      const { session } = this.#options;
+      vmm.copying();
       session.startPreCopy();
       const converged = Promise.race([session.waitConverged(), this.#targetLost()]);
       decision = await this.#interruption.race(converged);
-      if (decision.decision === 'give-up') {
-        const code = decision.cause === 'deadline'
-          ? 'migration/deadline' as const : 'migration/not-converging' as const;
-        throw new CodedError(code, decision.reason);
-      }
+      requireConverged(decision);
       await this.#interruption.race(this.#options.disks.tighten());
     } catch (error) {
       return this.#giveUpRunning(error);
@@ -197,7 +195,7 @@ export class SourceMove {
     return this.#handOver(decision)
       // Its VMM is dead, most likely: nothing of this session can help it any more.
       .catch((error: unknown) => this.close().then((): never => { throw error; }))
-      .finally(() => this.#options.vmm.blackoutOver());
+      .finally(() => vmm.moveOver());
   }
 
   /** Rejects when the target says that it can't go on while the VM still runs here. */
@@ -217,6 +215,7 @@ export class SourceMove {
       told: () => this.#targetFailure,
       sleep: (ms) => this.#options.world.sleep(ms),
     });
+    this.#options.vmm.moveOver();
     await this.#undo();
     this.#options.log.warn({ code: coded.code, detail: coded.detail }, 'the move is given up');
     return outcomeBeforeStop(coded);

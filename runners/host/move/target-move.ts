@@ -106,6 +106,7 @@ export class TargetMove {
   attach(link: PeerConversation): void {
     this.#link?.close();
     this.#link = link;
+    this.#options.vmm.copying();
     void link.gone.then(() => { if (this.#link === link) this.#sourceGone.resolve(); });
     link.listen((message) => this.#receive(message));
   }

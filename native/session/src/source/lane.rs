@@ -29,6 +29,8 @@ const GATHER_BYTES: usize = 512 * 1024;
 /// One grant of the pacer and one write: a pause or a new limit acts within it.
 const SLICE_BYTES: usize = 128 * 1024;
 
+/// So many pages of a chunk written again make it busy: a few pages are no working set.
+const BUSY_PAGES_MIN: usize = 4;
 /// Pages of one pushed frame: 128 KiB are 6 ms of a 20 MB/s link, which a fault may wait.
 const PUSH_PAGES_MAX: usize = 32;
 
@@ -285,16 +287,36 @@ impl LaneSender {
     }
 
     fn sweep(&mut self, writer: &mut LaneWriter, worth: Worth) -> Result<(), Stop> {
+        let mut busy = Vec::new();
         for chunk in self.own_chunks() {
-            let mut pages = self.shared.dirty.take(chunk);
-            if worth == Worth::Unwritten && !pages.is_empty() {
-                pages = self.unwritten(chunk, pages);
-            }
-            if !pages.is_empty() {
-                self.add_pages(writer, chunk, pages)?;
+            if worth == Worth::Unwritten && self.is_busy(chunk) {
+                busy.push(chunk);
+            } else {
+                self.sweep_chunk(writer, worth, chunk)?;
             }
         }
-        Ok(())
+        // By now the guest has written more of them again, which need not be sent this time.
+        busy.into_iter().try_for_each(|chunk| self.sweep_chunk(writer, worth, chunk))
+    }
+
+    /// Whether the guest is at work in this chunk, by what it has written again since the pages
+    /// were collected.
+    fn is_busy(&mut self, chunk: usize) -> bool {
+        let pages = self.shared.dirty.get(chunk);
+        !pages.is_empty() && pages.count() >= self.unwritten(chunk, pages).count() + BUSY_PAGES_MIN
+    }
+
+    fn sweep_chunk(
+        &mut self,
+        writer: &mut LaneWriter,
+        worth: Worth,
+        chunk: usize,
+    ) -> Result<(), Stop> {
+        let mut pages = self.shared.dirty.take(chunk);
+        if worth == Worth::Unwritten && !pages.is_empty() {
+            pages = self.unwritten(chunk, pages);
+        }
+        if pages.is_empty() { Ok(()) } else { self.add_pages(writer, chunk, pages) }
     }
 
     /// Pages that the guest has not written again since they were collected. The others are in the
