@@ -14,6 +14,7 @@ import type { LifecycleControlActivities, VmLocation } from '../contracts/vm-lif
 import type { EvacuationActivities } from '../contracts/evacuation.ts';
 import { codedActivities } from './coded-activity.ts';
 import { evacuationSteps } from './evacuation-activities.ts';
+import { failoverSteps } from './failover-activities.ts';
 import type { EvacuationDependencies } from './evacuation-activities.ts';
 
 /** What the control activities need from outside. */
@@ -93,7 +94,9 @@ export function openMigrationOf(entry: VmEntry, driven: boolean): OpenMigration 
 }
 
 /** The life cycle's part: Create, Desire, Delete. */
-function lifecycleSteps(ledger: Ledger): LifecycleControlActivities {
+function lifecycleSteps(
+  ledger: Ledger,
+): Omit<LifecycleControlActivities, 'planFailover' | 'proposeFailover'> {
   const steps = new LedgerSteps(ledger);
   return {
     createEntry: async ({ spec, host }) => {
@@ -256,6 +259,7 @@ export function createControlActivities(
   return codedActivities({
     ...migrationSteps(dependencies),
     ...lifecycleSteps(dependencies.ledger),
+    ...failoverSteps(dependencies.ledger),
     ...evacuationSteps(dependencies),
   });
 }

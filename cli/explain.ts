@@ -5,6 +5,7 @@
 import { parseMigrationId } from '../contracts/identity.ts';
 import { timing } from '../contracts/limits.ts';
 import type { HostView, MigrationEnd, VmEntry } from '../contracts/ownership.ts';
+import { outlivesItsHost } from '../contracts/runner.ts';
 import type { MoveView } from './backend.ts';
 import { outlookAdvice } from './outlook.ts';
 import { formatMillis } from './progress.ts';
@@ -42,6 +43,27 @@ export function silenceOf(
 const sayingOf = ({ host, sinceMs }: Silence): string =>
   `${host} has not been heard from since ${new Date(sinceMs).toISOString()}`;
 
+/** Its disks are on volume servers: another host starts it, by itself or when somebody asks. */
+function explainFailover(entry: VmEntry, { host, sinceMs }: Silence): Explanation {
+  const { vm, epoch, spec } = entry;
+  const heard = new Date(sinceMs).toISOString();
+  const isAutomatic = spec.failover === 'automatic';
+  return {
+    state: `${vm} belongs to ${host}, epoch ${epoch}, which has not been heard from since ${heard}`,
+    waitsFor: isAutomatic ? 'a host that starts it' : 'somebody who says that its host is off',
+    on: isAutomatic ? 'the control workers' : 'you', sinceMs,
+    because: [
+      'its disks are on volume servers: another host can start it',
+      isAutomatic
+        ? 'it is given to another host by itself once its lease has run out'
+        : 'no lease binds it: it may still run there, unseen',
+      `last entry: ${entry.cause}`,
+    ],
+    nextCommand: isAutomatic ? `novacron failover ${vm}`
+      : `novacron failover ${vm} --fence "HOW YOU KNOW THAT ${host} IS OFF"`,
+  };
+}
+
 /** What a VM's silent owner means for it: its disks are there, so nobody else may start it. */
 function explainSilence(entry: VmEntry, { host, sinceMs }: Silence): Explanation {
   const { vm, diskHolder, epoch } = entry;
@@ -65,7 +87,8 @@ function explainSilence(entry: VmEntry, { host, sinceMs }: Silence): Explanation
 /** What the ledger's entry says, and the silence of its owner, if it is silent. */
 export function explainEntry(entry: VmEntry, silence: Silence | null = null): Explanation {
   if (silence !== null && entry.phase === 'owned' && entry.desired === 'running') {
-    return explainSilence(entry, silence);
+    return outlivesItsHost(entry.spec)
+      ? explainFailover(entry, silence) : explainSilence(entry, silence);
   }
   const { vm, owner, target, epoch, lastStarted, migration, changedAtMs, quiesced, ready } = entry;
   const because = [

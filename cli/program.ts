@@ -9,6 +9,7 @@ import { addCertCommands } from './commands/cert.ts';
 import { addChildCommands, childPrograms } from './commands/children.ts';
 import { addCompletionCommands } from './commands/completion.ts';
 import { addEvacuationCommands } from './commands/evacuation.ts';
+import { addFailoverCommand } from './commands/failover.ts';
 import { addHostCommands } from './commands/host.ts';
 import { addMigrateCommand } from './commands/migrate.ts';
 import { addMigrationCommands } from './commands/migration.ts';
@@ -60,6 +61,7 @@ function buildTree({ world, run, backend }: { world: World; run: Run; backend: B
   addMigrateCommand(program, context);
   addMigrationCommands(program, context);
   addEvacuationCommands(program, context);
+  addFailoverCommand(program, context);
   addRebalanceCommand(program, context);
   addWhyCommand(program, context);
   addChildCommands({ program, context, onExit: (code) => { run.childCode = code; } });

@@ -65,6 +65,9 @@ export const failures = {
     'A kernel feature is missing', false, 'operator', 'Linux 6.7 or newer with userfaultfd.'),
   'preflight/layout': row(
     'The engine cannot move this layout exactly', false, 'requester', 'Change the named device.'),
+  'preflight/volume': row(
+    'The volume server does not serve this host', true, 'operator',
+    'Check the volume server, its gate and the network to it.'),
   'preflight/local-disk': row(
     'The VM has a disk that only its own host holds', false, 'operator', 'Bring that host back.'),
   'migration/open': row(
@@ -120,6 +123,9 @@ export const failures = {
     'The current state decides; see `novacron why`.'),
   'ownership/role': row(
     'The certificate does not allow that step', false, 'operator', 'Use the right identity.'),
+  'ownership/lease': row(
+    'The owner may still run the VM: its lease has not run out', true, 'nobody',
+    'It is asked again; without a lease, say how the host was fenced (`--fence`).'),
   'ownership/unreachable': row('The ledger does not answer', true, 'operator', 'Start the ledger.'),
   'temporal/unreachable': row(
     'Temporal does not answer', true, 'operator', 'Start it, or correct its address.'),

@@ -77,10 +77,13 @@ export const evacuationMoveRequest = (request: RequestId, attempt: number): Requ
 
 /** Workflow id of one life-cycle step of a VM. */
 export const lifecycleWorkflowId = (
-  step: 'create' | 'delete' | 'start' | 'stop' | 'resolve',
+  step: 'create' | 'delete' | 'start' | 'stop' | 'resolve' | 'failover',
   vm: VmName,
   request: RequestId,
 ): string => `${step}/${vm}/${request}`;
+
+/** Request id of the failover of a VM that has this epoch: the same one, whoever starts it. */
+export const failoverRequest = (epoch: number): RequestId => requestId(`e${epoch}`);
 
 /** Task queue of the control worker: workflows, planning; nothing that touches a host. */
 export const controlTaskQueue = 'control';
@@ -93,14 +96,15 @@ export function hostOfTaskQueue(queue: string): HostName | null {
 }
 
 /** Roles that a certificate can carry; the ledger checks them against its table. */
-export type Role = 'control' | 'host' | 'ledger' | 'operator' | 'codec' | 'temporal' | 'lab';
+export type Role =
+  | 'control' | 'host' | 'ledger' | 'operator' | 'codec' | 'temporal' | 'volume' | 'lab';
 /** What a certificate says about its holder, as URI `novacron://<role>/<name>` in its SAN. */
 export interface Identity {
   readonly role: Role;
   readonly name: string;
 }
 const roles: readonly Role[] = [
-  'control', 'host', 'ledger', 'operator', 'codec', 'temporal', 'lab',
+  'control', 'host', 'ledger', 'operator', 'codec', 'temporal', 'volume', 'lab',
 ];
 /** The SAN URI of an identity. */
 export const identityUri = ({ role, name }: Identity): string => `novacron://${role}/${name}`;

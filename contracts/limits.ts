@@ -64,4 +64,8 @@ export const timing = {
   /** Clocks may differ by this part in rate. */
   leaseClockRho: 0.01,
   leaseMarginMs: 1_000,
+  /** A host that is silent for longer is looked at: three of its renewals did not come. */
+  failoverSilentMsMin: 6_000,
+  /** Between two looks at silent hosts, and two proposals of a failover. */
+  failoverLookEveryMs: 500,
 } as const;

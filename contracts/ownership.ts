@@ -140,8 +140,8 @@ export interface HostView extends HostEntry {
 /** Why the ledger refused; `retry` means that a later state may accept the same event. */
 export interface Refusal {
   readonly accepted: false;
-  readonly code: 'ownership/refused' | 'ownership/role' | 'migration/open' | 'vm/unknown'
-    | 'vm/exists' | 'host/unknown' | 'host/cordoned' | 'migration/same-host' | 'input/invalid';
+  readonly code: 'ownership/refused' | 'ownership/role' | 'ownership/lease' | 'migration/open'
+    | 'vm/unknown' | 'vm/exists' | 'host/unknown' | 'host/cordoned' | 'migration/same-host' | 'input/invalid';
   readonly reason: string;
   readonly entry: VmEntry | null;
 }

@@ -4,6 +4,7 @@
  * the last word. Used by the evacuation of a host and by `novacron rebalance --plan`.
  */
 import type { FailureCode } from './failures.ts';
+import { localDisks } from './runner.ts';
 import type { HostName, VmName } from './identity.ts';
 import { limits, timing } from './limits.ts';
 import type { HostView, VmEntry } from './ownership.ts';
@@ -64,7 +65,7 @@ export interface Placement {
 const memoryNeed = ({ memoryBytes }: { readonly memoryBytes: number }): number =>
   memoryBytes + limits.vmmOverheadBytes;
 const diskBytesOf = ({ spec }: VmEntry): number =>
-  spec.disks.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
+  localDisks(spec).reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
 
 /** The VM of a ledger's entry. */
 export const placementVm = (entry: VmEntry & { readonly owner: HostName }): PlacementVm => ({

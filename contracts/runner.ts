@@ -7,11 +7,31 @@ import { limits } from './limits.ts';
 import type { HostName, Incarnation, VmName } from './identity.ts';
 import { isVmName } from './identity.ts';
 
+const isPlainAddress = (text: string): boolean =>
+  /^\d{1,3}(\.\d{1,3}){3}$/.test(text) || /^[0-9a-fA-F:]{2,39}$/.test(text);
+
 const imagePath = z
   .string()
   .max(limits.pathLengthMax)
   .regex(/^\/[A-Za-z0-9._/-]+$/, 'an absolute path of letters, digits, . _ - and /')
   .refine((path) => !path.split('/').includes('..'), 'must not contain ..');
+
+/**
+ * A disk on a volume server (docs/guides/shared-volumes.md): it outlives the VM's host, and a move
+ * copies no block of it.
+ */
+export const sharedVolume = z.strictObject({
+  kind: z.literal('shared'),
+  /** Name of the volume at its server. */
+  name: z.string().regex(/^[a-z][a-z0-9-]{0,39}$/),
+  server: z.strictObject({
+    /** The server's certificate is `volume/NAME`. */
+    name: z.string().regex(/^[a-z][a-z0-9-]{0,39}$/),
+    address: z.string().refine(isPlainAddress, 'an IP address'),
+    port: z.int().min(1).max(65_535),
+  }),
+});
+export type SharedVolume = z.infer<typeof sharedVolume>;
 
 /** One disk of a VM; `local` lives and dies with its host. */
 export const diskSpec = z.strictObject({
@@ -20,8 +40,12 @@ export const diskSpec = z.strictObject({
   sizeBytes: z.int().min(1 << 20).max(limits.diskBytesMax),
   /** Image that is copied into a new disk at `vm create`; null for an empty one. */
   sourceImage: imagePath.nullable(),
-  volume: z.literal('local'),
-});
+  volume: z.union([z.literal('local'), sharedVolume]),
+}).refine(
+  ({ volume, format, sourceImage }) =>
+    volume === 'local' || (format === 'raw' && sourceImage === null),
+  'a shared volume is raw and was filled at its server: format raw, sourceImage null',
+);
 
 /** One network card; the address is what preflight compares with the target's segment. */
 export const nicSpec = z.strictObject({
@@ -74,6 +98,21 @@ export const vmSpec = z.strictObject({
 });
 export type VmSpec = z.infer<typeof vmSpec>;
 export type DiskSpec = z.infer<typeof diskSpec>;
+/** The disks that are on volume servers, in the spec's order. */
+export const sharedDisks = (
+  { disks }: Pick<VmSpec, 'disks'>,
+): readonly (DiskSpec & { readonly volume: SharedVolume })[] =>
+  disks.flatMap((disk) => (disk.volume === 'local' ? [] : [{ ...disk, volume: disk.volume }]));
+/** The disks that are on the VM's host only, in the spec's order. */
+export const localDisks = ({ disks }: Pick<VmSpec, 'disks'>): readonly DiskSpec[] =>
+  disks.filter(({ volume }) => volume === 'local');
+/**
+ * Whether another host can start the VM when its own is gone: it has disks, all are shared, and no
+ * firmware variables lie on its host.
+ */
+export const outlivesItsHost = ({ disks, boot }: Pick<VmSpec, 'disks' | 'boot'>): boolean =>
+  disks.length > 0 && disks.every(({ volume }) => volume !== 'local')
+  && !(boot.kind === 'disk' && boot.firmware === 'uefi');
 export type NicSpec = z.infer<typeof nicSpec>;
 
 /** What a host told about itself when it joined and at each start of its runner. */
@@ -109,6 +148,8 @@ export interface RunningDisk {
   readonly path: string;
   /** Host cache in between: false for O_DIRECT, whose in-flight DMA dirty tracking can't see. */
   readonly buffered: boolean;
+  /** Where it is when it is on a volume server; absent for a local disk. */
+  readonly shared?: SharedVolume;
 }
 
 /**

@@ -1,6 +1,6 @@
 /**
- * The contract of the workflows `createVm`, `deleteVm`, `startVm`, `stopVm` and `resolveVm`, in
- * five blocks.
+ * The contract of the workflows `createVm`, `deleteVm`, `startVm`, `stopVm`, `resolveVm` and
+ * `failoverVm`, in five blocks.
  */
 import type { DamageChoice } from './exactness.ts';
 import type { FailureReport } from './failures.ts';
@@ -14,6 +14,7 @@ export const deleteVmType = 'deleteVm';
 export const startVmType = 'startVm';
 export const stopVmType = 'stopVm';
 export const resolveVmType = 'resolveVm';
+export const failoverVmType = 'failoverVm';
 
 // ---- 2. input and outcome -------------------------------------------------------------------
 export interface CreateVmInput {
@@ -36,6 +37,16 @@ export interface StopVmInput extends VmInput {
 /** For a VM that a move left damaged. */
 export interface ResolveVmInput extends VmInput {
   readonly choice: DamageChoice;
+}
+
+/** For a VM whose host is gone. Its request is `failoverRequest(epoch)`. */
+export interface FailoverVmInput extends VmInput {
+  /** Epoch that is to end; a VM that has a later one is not touched. */
+  readonly epoch: number;
+  /** Null leaves the choice to the placement. */
+  readonly to: HostName | null;
+  /** How somebody knows that the old host runs it no more; null waits for the end of its lease. */
+  readonly fenceProof: string | null;
 }
 
 interface OutcomeCommon {
@@ -87,6 +98,14 @@ export interface VmLocation {
   readonly inMigration: boolean;
 }
 
+/** Where a VM goes whose host is gone. */
+export interface FailoverPlan {
+  readonly to: HostName;
+  readonly spec: VmSpec;
+  /** Epoch after the failover where the ledger has decided already, null before. */
+  readonly decidedEpoch: number | null;
+}
+
 /** Steps on the control worker's queue: only the ledger. */
 export interface LifecycleControlActivities {
   /** Ledger event Create. Idempotent by (VM, host, spec). Failures: vm/exists, host/unknown, … */
@@ -97,6 +116,21 @@ export interface LifecycleControlActivities {
   desire(input: {
     readonly vm: VmName;
     readonly desired: 'running' | 'stopped';
+  }): Promise<VmLocation>;
+  /**
+   * Chooses the host. Failures: preflight/local-disk (only its own host can start it),
+   * evacuation/no-target, vm/not-running (it is to be stopped), ownership/refused (another epoch).
+   */
+  planFailover(input: {
+    readonly vm: VmName; readonly epoch: number; readonly to: HostName | null;
+  }): Promise<FailoverPlan>;
+  /**
+   * Ledger event Failover. Idempotent by (VM, epoch). Failures: ownership/lease, which is asked
+   * again until the lease has run out, ownership/refused.
+   */
+  proposeFailover(input: {
+    readonly vm: VmName; readonly epoch: number; readonly to: HostName;
+    readonly fenceProof: string | null;
   }): Promise<VmLocation>;
   /** Ledger event Delete; a VM that is already gone is not an error. */
   deleteEntry(input: { readonly vm: VmName; readonly epoch: number }): Promise<void>;

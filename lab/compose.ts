@@ -22,13 +22,15 @@ import type { Passage } from './door.ts';
 import { cacheDirectory, projectRoot } from './guest-image.ts';
 import type { QemuProgram } from './guest-image.ts';
 import type { Lab } from './lab.ts';
-import { controlAddress, vmBridge } from './network/plan.ts';
+import { controlAddress, storageAddress, vmBridge } from './network/plan.ts';
 import type { LabHost } from './network/plan.ts';
+import { startVolumeServer, volumeProgram, volumeServer } from './volumes.ts';
+import type { LabVolume } from './volumes.ts';
 
 /** Ports inside the lab; namespaces keep them apart from every other lab. */
 export const labPorts = {
   temporal: 7233, temporalUi: 8233, temporalFront: 7443, ledger: 7300, peer: 7401, lanes: 7402,
-  metrics: 9100,
+  volumes: 7500, metrics: 9100,
 } as const;
 /** Name of the Temporal frontend in its certificate, for who reaches it by a door. */
 const frontName = 'temporal.lab';
@@ -84,6 +86,8 @@ export interface ComposeOptions {
   readonly holdDirectory?: string;
   /** Length of leases, ms; default that of the product. Tests of what happens at their end wait. */
   readonly leaseTtlMs?: number;
+  /** Volumes of a server of their own, empty at first; none starts none. */
+  readonly volumes?: readonly LabVolume[];
   /** Called as each part is up, with what it is. */
   readonly onStep?: (step: string) => void;
 }
@@ -125,6 +129,7 @@ async function issuePapers(lab: Lab, controls: readonly string[]): Promise<Paper
     [{ role: 'temporal', name: 'front' }, [controlAddress, frontName]],
     [{ role: 'ledger', name: 'ledger' }, [controlAddress]],
     ...controls.map((name): [Identity, string[]] => [{ role: 'control', name }, [controlAddress]]),
+    [{ role: 'volume', name: volumeServer.name }, [storageAddress]],
     [{ role: 'operator', name: 'lab' }, []],
     [{ role: 'lab', name: 'faults' }, []],
     ...lab.plan.hosts.map((host): [Identity, string[]] => [
@@ -249,7 +254,8 @@ async function startHost(
     qemu: { command: program.command, environment: program.environment },
     qemuImg: program.qemuImg ?? ['qemu-img'],
     imageDirectories: [imageDirectory(lab)],
-    guardPath, accelerator: options.accelerator ?? 'tcg', uidBase: firstUid + host.number * 1_000,
+    guardPath, volumePath: volumeProgram, accelerator: options.accelerator ?? 'tcg',
+    uidBase: firstUid + host.number * 1_000,
     metrics: listenAt(host.managementAddress, labPorts.metrics),
     holdDirectory: options.holdDirectory ?? null,
     faultSocket: profile === 'lab' ? faultSocketOf(lab, `host-${host.name}`) : null,
@@ -309,6 +315,10 @@ export async function composeLab(options: ComposeOptions): Promise<LabServices> 
   const [temporal] = await Promise.all([
     startTemporal(lab, papers),
     startLedger(options, papers).then(() => onStep('ledger')),
+    startVolumeServer(lab, {
+      volumes: options.volumes ?? [], revokedPath: papers.revokedPath,
+      tls: papers.of({ role: 'volume', name: volumeServer.name }),
+    }),
   ]);
   onStep('Temporal');
   const [ledgerPort = 0, temporalPort = 0, uiPort] = await openDoors(lab, [

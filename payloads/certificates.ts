@@ -302,5 +302,5 @@ export function parseIdentityText(text: string): Identity {
   const identity = parseIdentityUri(`novacron://${text}`);
   if (identity !== null) return identity;
   throw new CodedError('input/invalid', `${JSON.stringify(text.slice(0, 80))}: write role/name, ` +
-    'role one of control, host, ledger, operator, codec, temporal, lab');
+    'role one of control, host, ledger, operator, codec, temporal, volume, lab');
 }

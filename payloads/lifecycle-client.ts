@@ -5,16 +5,16 @@ import { controlTaskQueue, lifecycleWorkflowId } from '../contracts/identity.ts'
 import type { VmName } from '../contracts/identity.ts';
 import { timing } from '../contracts/limits.ts';
 import {
-  createVmType, deleteVmType, resolveVmType, startVmType, stopVmType,
+  createVmType, deleteVmType, failoverVmType, resolveVmType, startVmType, stopVmType,
 } from '../contracts/vm-lifecycle.ts';
 import type {
-  CreateVmInput, LifecycleOutcome, ResolveVmInput, StopVmInput, VmInput,
+  CreateVmInput, FailoverVmInput, LifecycleOutcome, ResolveVmInput, StopVmInput, VmInput,
 } from '../contracts/vm-lifecycle.ts';
 import { codedError } from './migration-client.ts';
 
 const types = {
   create: createVmType, delete: deleteVmType, start: startVmType, stop: stopVmType,
-  resolve: resolveVmType,
+  resolve: resolveVmType, failover: failoverVmType,
 };
 
 /** One request of the life cycle. */
@@ -22,20 +22,17 @@ export type LifecycleRequest =
   | { readonly step: 'create'; readonly input: CreateVmInput }
   | { readonly step: 'delete' | 'start'; readonly input: VmInput }
   | { readonly step: 'stop'; readonly input: StopVmInput }
-  | { readonly step: 'resolve'; readonly input: ResolveVmInput };
+  | { readonly step: 'resolve'; readonly input: ResolveVmInput }
+  | { readonly step: 'failover'; readonly input: FailoverVmInput };
 
 const vmOf = (request: LifecycleRequest): VmName =>
   request.step === 'create' ? (request.input.spec.name as VmName) : request.input.vm;
 
-/** Runs it to its outcome; the same request joins or answers again. */
-export async function runLifecycle(
-  client: Client,
-  request: LifecycleRequest,
-): Promise<{ readonly workflowId: string; readonly outcome: LifecycleOutcome }> {
+/** Starts it and answers its workflow id; the same request joins. */
+export async function startLifecycle(client: Client, request: LifecycleRequest): Promise<string> {
   const { step, input } = request;
   const vm = vmOf(request);
   const workflowId = lifecycleWorkflowId(step, vm, input.request);
-  const join = client.workflow.getHandle<() => Promise<LifecycleOutcome>>(workflowId);
   try {
     await client.workflow.start(types[step], {
       workflowId,
@@ -43,7 +40,9 @@ export async function runLifecycle(
       args: [input],
       workflowTaskTimeout: timing.workflowTaskTimeoutMs,
       workflowIdConflictPolicy: 'USE_EXISTING',
-      workflowIdReusePolicy: 'ALLOW_DUPLICATE_FAILED_ONLY',
+      // A failover that did not come about is tried again under its one name.
+      workflowIdReusePolicy: step === 'failover'
+        ? 'ALLOW_DUPLICATE' : 'ALLOW_DUPLICATE_FAILED_ONLY',
       staticSummary: `${step} ${vm}`,
     });
   } catch (error) {
@@ -51,6 +50,16 @@ export async function runLifecycle(
       throw codedError(error, workflowId);
     }
   }
+  return workflowId;
+}
+
+/** Runs it to its outcome; the same request joins or answers again. */
+export async function runLifecycle(
+  client: Client,
+  request: LifecycleRequest,
+): Promise<{ readonly workflowId: string; readonly outcome: LifecycleOutcome }> {
+  const workflowId = await startLifecycle(client, request);
+  const join = client.workflow.getHandle<() => Promise<LifecycleOutcome>>(workflowId);
   try {
     return { workflowId, outcome: await join.result() };
   } catch (error) {

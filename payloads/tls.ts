@@ -163,17 +163,20 @@ function checkOwn(material: TlsMaterial, revoked: RevocationList): void {
  * Connects and resolves once the peer is authorized; the timeout covers TCP and handshake. In
  * TLS 1.3 the peer judges our certificate afterwards: its refusal is the end of the connection.
  */
-export async function connectTls({ host, port, material, expected, revoked, localAddress,
+export async function connectTls({ host, port, material, expected, revoked, localAddress, protocol,
   timeoutMs = handshakeTimeoutMs }: {
   readonly host: string; readonly port: number; readonly material: TlsMaterial;
   readonly expected: readonly ExpectedPeer[]; readonly revoked: RevocationList;
   readonly localAddress?: string; readonly timeoutMs?: number;
+  /** Protocol name in the handshake (ALPN), where the server asks for one. */
+  readonly protocol?: string;
 }): Promise<TLSSocket> {
   checkOwn(material, revoked);
   const { promise, resolve, reject } = Promise.withResolvers<TLSSocket>();
   const socket = connect({
     host, port, ...clientTlsOptions({ material, expected, revoked }),
     ...(localAddress === undefined ? {} : { localAddress }),
+    ...(protocol === undefined ? {} : { ALPNProtocols: [protocol] }),
   });
   const timer = setTimeout(() => socket.destroy(new CodedError('host/unreachable',
     `${host}:${port} did not finish the handshake in ${timeoutMs} ms`)), timeoutMs);

@@ -79,6 +79,8 @@ export const hostConfig = z.strictObject({
       uefiVars: '/usr/share/OVMF/OVMF_VARS.fd' }),
   /** Guard program that ends a VMM at the end of its lease. */
   guardPath: path,
+  /** Program that leads VMMs to shared volumes; null for a host without such VMs. */
+  volumePath: path.nullable().default(null),
   accelerator: z.enum(['tcg', 'kvm']),
   /** First uid for QEMU processes, one per VM; below 1000 are system users. */
   uidBase: z.int().min(1_000, 'a uid of at least 1000').max(2_000_000_000),
@@ -112,7 +114,7 @@ export type ControlConfig = z.infer<typeof controlConfig>;
 
 /** Names of fields that hold paths, resolved against the folder of the file. */
 const pathFields = new Set(['stateDir', 'runtimeDir', 'memoryDir', 'certPath', 'keyPath', 'caPath',
-  'revokedPath', 'payloadKeysPath', 'guardPath',
+  'revokedPath', 'payloadKeysPath', 'guardPath', 'volumePath',
   'holdDirectory', 'faultSocket']);
 
 function resolvePaths(value: unknown, folder: string): unknown {

@@ -2,6 +2,7 @@
 export { createVm } from './create-vm.ts';
 export { deleteVm } from './delete-vm.ts';
 export { evacuateHost } from './evacuate-host.ts';
+export { failoverVm } from './failover-vm.ts';
 export { finishMigration } from './finish-migration.ts';
 export { migrateVm } from './migrate-vm.ts';
 export { resolveVm } from './resolve-vm.ts';

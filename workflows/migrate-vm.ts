@@ -78,7 +78,7 @@ async function toHandOver(run: MigrationRun, undo: Compensations): Promise<Way> 
     const endpoint = await run.interruptible(() => target.prepareTarget(prepared));
     if (isFirst) undo.push('abortSource', () => source.abortSource(step));
     const copy = copySteps(step.source, run.remainingMs);
-    if (running.disks.length > 0) {
+    if (running.disks.some(({ shared }) => shared === undefined)) {
       run.enter('copy-disk', `the disks of ${step.vm}`);
       await run.copying(() => copy.copyDisk({ ...step, endpoint, policy: policy() }));
     }

@@ -82,6 +82,19 @@ export const controlSteps: ControlSteps = proxyActivities<ControlSteps>({
   scheduleToCloseTimeout: shortStepMs,
 });
 
+/**
+ * The ledger's word on a failover: asked again as soon as it may have changed, and given up when
+ * the lease must have run out long ago if anybody had let it.
+ */
+export const failoverSteps: ControlSteps = proxyActivities<ControlSteps>({
+  retry: {
+    ...retry, initialInterval: timing.failoverLookEveryMs, backoffCoefficient: 1,
+  },
+  taskQueue: controlTaskQueue,
+  startToCloseTimeout: 10_000,
+  scheduleToCloseTimeout: 3 * timing.leaseTtlMs,
+});
+
 /** Ledger steps that must be decided: repeated until the ledger answers. */
 export const decidingSteps: ControlSteps = proxyActivities<ControlSteps>({
   retry,

@@ -37,7 +37,7 @@ async function list(context: Context): Promise<CommandResult> {
   };
 }
 
-async function readEntry(context: Context, text: string): Promise<VmEntry> {
+export async function readEntry(context: Context, text: string): Promise<VmEntry> {
   const vm = readVmName(text);
   const entry = await (await context.backend.ledger()).readVm(vm);
   if (entry === null || entry.phase === 'absent') throw new CodedError('vm/unknown', vm);
@@ -62,7 +62,8 @@ async function show(context: Context, text: string): Promise<CommandResult> {
       `  ${spec.vcpuCount} vCPUs, ${formatBytes(spec.memoryBytes)}, ${spec.machineType}, `
         + `${spec.cpuModel}, failover ${spec.failover}`,
       ...spec.disks.map((disk) => `  disk ${disk.name}: ${disk.format}, `
-        + `${formatBytes(disk.sizeBytes)}, on ${entry.diskHolder}`),
+        + `${formatBytes(disk.sizeBytes)}, on ${disk.volume === 'local' ? entry.diskHolder
+          : `volume ${disk.volume.name} at ${disk.volume.server.name}`}`),
       ...spec.nics.map((nic) => `  nic ${nic.name}: ${nic.address} ${nic.macAddress} `
         + `on ${nic.segment}`),
       ...(entry.migration === null ? [] : [`  last or open move: ${entry.migration}`]),
@@ -112,7 +113,10 @@ function lifecycleResult(
   }
 }
 
-async function lifecycle(context: Context, request: LifecycleRequest): Promise<CommandResult> {
+/** Starts or joins a request of the life cycle and waits for its outcome. */
+export async function lifecycle(
+  context: Context, request: LifecycleRequest,
+): Promise<CommandResult> {
   const workflows = await context.backend.workflows();
   context.world.stderr.write(
     `${request.step}: waiting for the workers; Ctrl-C leaves it running\n`);

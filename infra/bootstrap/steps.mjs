@@ -20,7 +20,7 @@ const clusterFolder = '.cache/temporal-server';
 const temporalServerLeast = [1, 28];
 
 /** The programs of the workspace beside the addon and the witness, whichever are there. */
-const nativePrograms = ['guard', 'wan', 'probe', 'image-digest'];
+const nativePrograms = ['guard', 'volume', 'wan', 'probe', 'image-digest'];
 
 /** A CLI built from its Go module calls itself 0.0.0-DEV; the server inside has its version. */
 const temporalWorks = async (program) => {

@@ -4,6 +4,7 @@
  *
  *            switch namespace: br-mgmt          br-vm            br-mig
  *   control ────────────────────┘ │               │                │
+ *   storage ──────────────────────┤               │                │
  *   client ───────────────────────┼───────────────┤                │
  *   host n ──── mgmt0 ────────────┘  br-vm ─ up0 ─┘    mig0 ───────┘
  */
@@ -27,6 +28,8 @@ export const labNetworks = {
 
 /** Address of the control namespace on the management network. */
 export const controlAddress = `${labNetworks.management}.1`;
+/** Address of the volume server's namespace on the management network. */
+export const storageAddress = `${labNetworks.management}.3`;
 /** Address of the outside client on the VM segment. */
 export const clientAddress = `${labNetworks.vmSegment}.2`;
 /** Bridge inside each host that its VMs' taps join. */
@@ -51,6 +54,8 @@ export interface NetworkPlan {
   readonly switchNamespace: string;
   readonly controlNamespace: string;
   readonly clientNamespace: string;
+  /** Where volume servers run. */
+  readonly storageNamespace: string;
   readonly hosts: readonly LabHost[];
   /** Every namespace, in the order in which they are made. */
   readonly namespaces: readonly string[];
@@ -103,12 +108,14 @@ export function planNetwork(options: {
   const switchNamespace = `${id}-sw`;
   const controlNamespace = `${id}-ctl`;
   const clientNamespace = `${id}-cl`;
+  const storageNamespace = `${id}-st`;
   const cable = (device: string, namespace: string, port: string, address: string): string =>
     `link add ${device} netns ${namespace} address ${address} type veth `
     + `peer name ${port} netns ${switchNamespace}`;
   const cables = [
     cable('mgmt0', controlNamespace, 'ctl-m', mac(1, 1)),
     cable('vm0', clientNamespace, 'cl-v', mac(2, 2)),
+    cable('mgmt0', storageNamespace, 'st-m', mac(1, 3)),
     ...hosts.flatMap(({ number, namespace }) => [
       cable('mgmt0', namespace, `h${number}-m`, mac(1, 10 + number)),
       cable('up0', namespace, `h${number}-v`, mac(2, 10 + number)),
@@ -121,6 +128,7 @@ export function planNetwork(options: {
     ...['br-mgmt', vmBridge, 'br-mig'].flatMap(bridgeLines),
     ...portLines('ctl-m', 'br-mgmt'),
     ...portLines('cl-v', vmBridge),
+    ...portLines('st-m', 'br-mgmt'),
     ...hosts.flatMap(({ number }) => [
       ...portLines(`h${number}-m`, 'br-mgmt'),
       ...portLines(`h${number}-v`, vmBridge),
@@ -129,6 +137,7 @@ export function planNetwork(options: {
   ]);
   inside.set(controlNamespace, ['link set lo up', ...addressLines('mgmt0', controlAddress)]);
   inside.set(clientNamespace, ['link set lo up', ...addressLines('vm0', clientAddress)]);
+  inside.set(storageNamespace, ['link set lo up', ...addressLines('mgmt0', storageAddress)]);
   for (const host of hosts) {
     inside.set(host.namespace, [
       'link set lo up',
@@ -139,9 +148,11 @@ export function planNetwork(options: {
     ]);
   }
   return {
-    id, switchNamespace, controlNamespace, clientNamespace, hosts, cables, inside,
+    id, switchNamespace, controlNamespace, clientNamespace, storageNamespace, hosts, cables,
+    inside,
     namespaces: [
-      switchNamespace, controlNamespace, clientNamespace, ...hosts.map((host) => host.namespace),
+      switchNamespace, controlNamespace, clientNamespace, storageNamespace,
+      ...hosts.map((host) => host.namespace),
     ],
   };
 }

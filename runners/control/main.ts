@@ -17,6 +17,7 @@ import { installTemporalRuntime } from '../temporal-runtime.ts';
 import { serveCodec } from './codec-server.ts';
 import { controlDeployment, controlWorkerOptions } from './composition.ts';
 import { makeCurrent } from './deployment.ts';
+import { watchForFailover } from './failover-watch.ts';
 
 /** A workflow task takes milliseconds, a ledger step at most its ten seconds. */
 const drainMs = 12_000;
@@ -60,6 +61,7 @@ async function run(config: ControlConfig, logger: Logger): Promise<void> {
   const codec = config.codec === null ? null
     : await serveCodec({ ...config.codec, tls: config.tls, revoked, logger,
       payloadKeysPath: config.payloadKeysPath });
+  const watch = watchForFailover({ ledger, client, log: logger });
   const faults = await openFaultPoints(config, { points, revoked, log: logger });
   const stop = (): void => {
     logger.info('stopping');
@@ -76,6 +78,7 @@ async function run(config: ControlConfig, logger: Logger): Promise<void> {
     logger.info({ ...version, isCurrent, temporal: config.temporal.address }, 'ready');
     await polling;
   } finally {
+    watch.close();
     await Promise.all([codec?.close(), telemetry?.close(), faults?.close(), ledger.close()]);
     await connection.close();
     await client.connection.close();

@@ -218,11 +218,19 @@ export class HostRunner {
       for (const { vm, runState } of await this.#context.hypervisor.list()) {
         if (runState === 'running') this.#ran.add(vm);
         else await this.#lookAfter(vm);
+        if (runState === 'running' || runState === 'paused') await this.#mendVolumes(vm);
       }
     } catch (error) {
       this.#context.log.error({ error: String(error) }, 'sweep failed');
     } finally {
       this.#sweeping = false;
+    }
+  }
+
+  async #mendVolumes(vm: VmName): Promise<void> {
+    const mended = await this.#turns.take(vm, () => this.#context.hypervisor.mendVolumes(vm));
+    if (mended.length > 0) {
+      this.#context.log.warn({ vm, disks: mended }, 'ways to shared volumes were made again');
     }
   }
 

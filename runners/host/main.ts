@@ -28,12 +28,14 @@ import { openMemoryEngine } from '../data-plane/memory-engine.ts';
 import { FaultPoints } from '../fault-points.ts';
 import { openFaultPoints } from '../fault-points-server.ts';
 import { NicGate } from '../gates/nic-gate.ts';
+import { volumeRaiser } from '../gates/volume-gate.ts';
 import { signDeclined, signTransferRecord } from '../group/ownership/signing.ts';
 import { raiseThisProcess } from '../cpu-priority.ts';
 import { readChecked, writeDurably } from '../hypervisor/durable-file.ts';
 import { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { probeQemu } from '../hypervisor/qemu-binary.ts';
 import { tapPrefix } from '../hypervisor/tap.ts';
+import type { VolumeLinkConfig } from '../hypervisor/volume-links.ts';
 import { connectLedger } from '../../payloads/ledger-client.ts';
 import { checkHealth, createLogger, createMetrics, serveTelemetry } from '../telemetry.ts';
 import { installTemporalRuntime } from '../temporal-runtime.ts';
@@ -104,7 +106,8 @@ async function openStores(config: HostConfig): Promise<Stores> {
 
 /** Leases and gates know of each other: a renewed lease keeps cards open. */
 async function openGates(
-  parts: Pick<HostGatesOptions, 'epochPath' | 'log'> & Pick<HostContext, 'ledger' | 'hypervisor'>,
+  parts: Pick<HostGatesOptions, 'epochPath' | 'log' | 'raiseVolume'>
+    & Pick<HostContext, 'ledger' | 'hypervisor'>,
 ): Promise<{ readonly leases: LeaseKeeper; readonly gates: HostGates }> {
   const leases = new LeaseKeeper({
     ...parts, callGuard, boottimeMs,
@@ -116,6 +119,10 @@ async function openGates(
   });
   return { leases, gates };
 }
+
+/** With what VMMs are led to shared volumes; null where no VM has any. */
+const volumeLinksOf = ({ volumePath, tls, revokedPath }: HostConfig): VolumeLinkConfig | null =>
+  volumePath === null ? null : { command: [volumePath], tls: { ...tls, revokedPath } };
 
 async function openContext(
   config: HostConfig, log: Logger, greet: PeerGreeter,
@@ -137,6 +144,7 @@ async function openContext(
     vmsDirectory: join(config.stateDir, 'vms'),
     memoryDirectory: config.memoryDir,
     guardCommand: [config.guardPath],
+    volumes: volumeLinksOf(config),
     accelerator: config.accelerator,
     uids: { first: config.uidBase, count: uidCount },
     imageDirectories: config.imageDirectories,
@@ -150,6 +158,7 @@ async function openContext(
   const ledger = connectLedger({ ...config.ledger, tls: config.tls, revoked, logger: log });
   const { leases, gates } = await openGates({
     ledger, hypervisor, log, epochPath: stores.gatePath,
+    raiseVolume: volumeRaiser({ material: config.tls, revoked }),
   });
   const engine = openMemoryEngine();
   const lanes = engine.openListener({

@@ -4,8 +4,10 @@
  */
 import { access, constants, readFile, statfs } from 'node:fs/promises';
 import { release } from 'node:os';
+import { CodedError } from '../../contracts/failures.ts';
 import type { VmEntry } from '../../contracts/ownership.ts';
 import type { RunningVm } from '../../contracts/runner.ts';
+import { askVolumeGate } from '../gates/volume-gate.ts';
 import { runProgram } from '../hypervisor/run-program.ts';
 import type { HostContext } from './host-context.ts';
 import { plainAddress, type TargetObservations } from './preflight.ts';
@@ -54,6 +56,32 @@ async function isAnswered(
   return answers.some((answer) => answer !== mac);
 }
 
+/** Asks each volume's gate where it stands: it serves the VM, and is not above its epoch. */
+async function volumeObstacles(
+  { config, revoked }: HostContext, running: RunningVm, entry: VmEntry | null,
+): Promise<readonly string[]> {
+  const found: string[] = [];
+  for (const { shared, name } of running.disks) {
+    if (shared === undefined) continue;
+    if (config.volumePath === null) {
+      found.push(`disk ${name}: no volumePath in the configuration`);
+      continue;
+    }
+    try {
+      const gate = await askVolumeGate(
+        { wish: 'look', vm: running.name, volume: shared, epoch: 0 },
+        { material: config.tls, revoked },
+      );
+      if (entry !== null && gate > entry.epoch) {
+        found.push(`disk ${name}: its gate stands at ${gate}, the ledger at ${entry.epoch}`);
+      }
+    } catch (error) {
+      found.push(`disk ${name}: ${error instanceof CodedError ? error.detail : String(error)}`);
+    }
+  }
+  return found;
+}
+
 /** Everything that can be measured without touching the VM. */
 export async function observeTarget(
   context: HostContext, running: RunningVm, entry: VmEntry | null,
@@ -75,5 +103,6 @@ export async function observeTarget(
     namesTaken: isOurs || look.runState === 'running' ? [hypervisor.paths(running.name).directory] : [],
     addressesAnswered,
     kernelObstacle: await kernelObstacle(),
+    volumeObstacles: await volumeObstacles(context, running, entry),
   };
 }

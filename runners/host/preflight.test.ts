@@ -25,7 +25,7 @@ const target: HostFacts = {
 };
 const seen: TargetObservations = {
   memoryFreeBytes: 4 * 2 ** 30, diskFreeBytes: 9 * 2 ** 30, namesTaken: [], addressesAnswered: [],
-  kernelObstacle: null,
+  kernelObstacle: null, volumeObstacles: [],
 };
 
 describe('preflight', () => {

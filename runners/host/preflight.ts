@@ -18,6 +18,8 @@ export interface TargetObservations {
   readonly addressesAnswered: readonly string[];
   /** Null when dirty tracking and userfaultfd work there, else what is missing. */
   readonly kernelObstacle: string | null;
+  /** Shared volumes of the VM that the target can't use, each with the reason. */
+  readonly volumeObstacles: readonly string[];
 }
 
 export interface PreflightRefusal {
@@ -65,6 +67,13 @@ const checks: readonly Check[] = [
           code: 'preflight/machine',
           detail: `QEMU ${target.qemuVersion} on ${target.name} has no ${vm.machineType}`,
         },
+  (vm, target, seen) =>
+    seen.volumeObstacles.length === 0
+      ? null
+      : {
+          code: 'preflight/volume',
+          detail: `${seen.volumeObstacles.join('; ')} (${vm.name} from ${target.name})`,
+        },
   (vm, target) => {
     const missing = vm.cpuFlags.filter((flag) => !target.cpuFlags.includes(flag));
     return missing.length === 0
@@ -82,7 +91,8 @@ const checks: readonly Check[] = [
         };
   },
   (vm, target, seen) => {
-    const needed = vm.disks.reduce((sum, disk) => sum + disk.sizeBytes, 0);
+    const needed = vm.disks.reduce(
+      (sum, disk) => sum + (disk.shared === undefined ? disk.sizeBytes : 0), 0);
     return needed === 0 || needed + limits.diskReserveBytes <= seen.diskFreeBytes
       ? null
       : {

@@ -346,7 +346,8 @@ export class SourceMoves {
     await monitor.prepareMigration();
     const sockets = hypervisor.paths(vm).runDirectory;
     const deviceStateSocket = join(sockets, 'device-out.sock');
-    const diskSockets = running.disks.map(({ name }) => join(sockets, `mirror-${name}.sock`));
+    const disks = running.disks.filter(({ shared }) => shared === undefined);
+    const diskSockets = disks.map(({ name }) => join(sockets, `mirror-${name}.sock`));
     const session = engine.openSource({
       migration, epoch,
       target: {
@@ -384,7 +385,7 @@ export class SourceMoves {
           hypervisor, monitor, vm, incarnation: running.incarnation, vmmPid: running.vmmPid,
         }),
       }),
-      disks: new MirrorSet({ qmp: monitor.qmp, disks: running.disks, log: moveLog }),
+      disks: new MirrorSet({ qmp: monitor.qmp, disks, log: moveLog }),
       openLink: () => openPeerLink(
         { address: endpoint.peerAddress, port: endpoint.peerPort, host: input.target },
         { material: config.tls, revoked },

@@ -108,11 +108,14 @@ export class TargetMoves {
     const { vm, migration, epoch, source, running, policy } = input;
     const exactness = policy.exactness ?? defaultExactness;
     const incarnation = newIncarnation();
-    const monitor = await hypervisor.createTarget({ running, incarnation });
+    const monitor = await hypervisor.createTarget({
+      running, incarnation, volumeEpoch: epoch + 1,
+    });
     let session: TargetSession | null = null;
     try {
       const paths = hypervisor.paths(vm);
-      const disks = running.disks.map(({ name }) => name);
+      const disks = running.disks
+        .flatMap(({ name, shared }) => (shared === undefined ? [name] : []));
       await openExports(monitor.qmp, { disks, socketPath: paths.nbdSocket });
       const [identity, look] = await Promise.all([hypervisor.identity(vm), hypervisor.look(vm)]);
       if (identity.memoryPath === null || look.vmmPid === null) {

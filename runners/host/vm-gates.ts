@@ -1,23 +1,34 @@
 /**
- * The gates of all VMs of a host: the epoch gate, durable in the host's state directory, and the
- * NIC gate in the namespace's nftables. Decides when a card passes and for how long; which epoch is
- * right is the ledger's, how long a lease lasts the lease keeper's.
+ * The gates of all VMs of a host: the epoch gate, durable in the host's state directory, those in
+ * front of shared volumes at their servers, and the NIC gate in the namespace's nftables. Decides
+ * when a card passes and for how long; which epoch is right is the ledger's, how long a lease lasts
+ * the lease keeper's.
  */
 import type { Logger } from 'pino';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { CodedError } from '../../contracts/failures.ts';
 import type { VmName } from '../../contracts/identity.ts';
+import { sharedDisks, type SharedVolume } from '../../contracts/runner.ts';
 import { EpochGate } from '../gates/epoch-gate.ts';
 import type { NicGate } from '../gates/nic-gate.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import { keepVolumeEpoch } from '../hypervisor/volume-links.ts';
 import type { LeaseKeeper } from './lease-keeper.ts';
 import type { FencedDisks, VmGates } from './move/ports.ts';
 
 export interface HostGatesOptions {
   readonly nicGate: Pick<NicGate, 'admit' | 'shut'>;
-  readonly hypervisor: Pick<Hypervisor, 'spec' | 'tapName'>;
+  readonly hypervisor: Pick<Hypervisor, 'spec' | 'tapName' | 'paths'>;
   readonly leases: Pick<LeaseKeeper, 'bind' | 'leftMs'>;
   readonly epochPath: (vm: VmName) => string;
+  /** Raises the gate in front of a shared volume, see gates/volume-gate.ts. */
+  readonly raiseVolume: (vm: VmName, volume: SharedVolume, epoch: number) => Promise<unknown>;
   readonly log: Logger;
 }
+
+/** A volume server restarts in seconds; the VM stands meanwhile. */
+const raiseAttemptsMax = 20;
+const raiseRetryMs = 300;
 
 interface Card {
   readonly macAddress: string;
@@ -40,10 +51,12 @@ export class HostGates {
     const { leases, nicGate } = this.#options;
     const gate = await this.#epochGate(vm);
     // Read now: opening the network is in the way of the first frame after a switchover.
-    const { cards, isLeased } = await this.#network(vm);
+    const { cards, isLeased, volumes } = await this.#ofSpec(vm);
     return {
       enter: (epoch, disks) => this.#enter({ vm, gate, epoch, disks }),
-      raise: (epoch) => gate.raise(epoch),
+      raise: async (epoch) => {
+        await Promise.all([gate.raise(epoch), this.#raiseVolumes(vm, volumes, epoch)]);
+      },
       bindLease: async (epoch) => {
         if (isLeased) await leases.bind(vm, epoch);
       },
@@ -73,7 +86,7 @@ export class HostGates {
   /** Gates of a VM that leaves: its cards are shut, its epoch stays. */
   readonly forget = async (vm: VmName): Promise<void> => {
     this.#open.delete(vm);
-    const network = await this.#network(vm).catch(() => null);
+    const network = await this.#ofSpec(vm).catch(() => null);
     for (const card of network?.cards ?? []) await this.#options.nicGate.shut(card);
   };
 
@@ -108,13 +121,41 @@ export class HostGates {
     return pass;
   }
 
-  async #network(
-    vm: VmName,
-  ): Promise<{ readonly cards: readonly Card[]; readonly isLeased: boolean }> {
+  /**
+   * The file first: a VMM whose connection the raise cuts comes back under the epoch that holds. A
+   * gate that does not answer is asked again: the VM must not run before.
+   */
+  async #raiseVolumes(
+    vm: VmName, volumes: readonly SharedVolume[], epoch: number,
+  ): Promise<void> {
+    const { hypervisor, raiseVolume, log } = this.#options;
+    if (volumes.length === 0) return;
+    await keepVolumeEpoch(hypervisor.paths(vm), epoch);
+    await Promise.all(volumes.map(async (volume) => {
+      for (let attempt = 1; ; attempt += 1) {
+        try {
+          await raiseVolume(vm, volume, epoch);
+          return;
+        } catch (error) {
+          const isPassing = error instanceof CodedError && error.code === 'preflight/volume';
+          if (!isPassing || attempt >= raiseAttemptsMax) throw error;
+          log.warn({ vm, epoch, error: String(error) }, 'the volume gate is asked again');
+          await sleep(raiseRetryMs);
+        }
+      }
+    }));
+  }
+
+  async #ofSpec(vm: VmName): Promise<{
+    readonly cards: readonly Card[]; readonly isLeased: boolean;
+    readonly volumes: readonly SharedVolume[];
+  }> {
     const { hypervisor } = this.#options;
-    const { nics, failover } = await hypervisor.spec(vm);
+    const spec = await hypervisor.spec(vm);
+    const { nics, failover } = spec;
     return {
       isLeased: failover === 'automatic',
+      volumes: sharedDisks(spec).map(({ volume }) => volume),
       cards: nics.map(({ macAddress, name }) => ({
         macAddress, tapName: hypervisor.tapName(vm, name),
       })),

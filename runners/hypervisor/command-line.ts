@@ -3,8 +3,9 @@
  * out. JSON options wherever QEMU takes them; what has no JSON form is built from values whose
  * alphabet the spec has already limited, and commas are escaped all the same.
  */
-import type { VmSpec } from '../../contracts/runner.ts';
+import type { DiskSpec, VmSpec } from '../../contracts/runner.ts';
 import { diskPath, type VmPaths } from './vm-directory.ts';
+import { volumeSocket } from './volume-links.ts';
 
 /** PCI slots are fixed per index, so that source and target agree without asking. */
 export const firstDiskSlot = 4;
@@ -137,16 +138,29 @@ function machine({ spec, paths, firmware }: LaunchPlan): readonly string[] {
 /** Buffered I/O by threads only: dirty tracking can't see DMA into pinned pages. */
 const buffered = { aio: 'threads', cache: { direct: false, 'no-flush': false } };
 
+/**
+ * A VMM holds its requests so long while its way to a volume is gone, and fails them afterwards.
+ * Longer than a restart of the server; a stop of the VM waits for it, too.
+ */
+const reconnectSeconds = 120;
+
+function diskFile(paths: VmPaths, disk: DiskSpec): Readonly<Record<string, unknown>> {
+  if (disk.volume === 'local') {
+    return { driver: 'file', filename: diskPath(paths, disk.name), ...buffered };
+  }
+  return {
+    driver: 'nbd',
+    server: { type: 'unix', path: volumeSocket(paths, disk.name) },
+    export: disk.volume.name,
+    'reconnect-delay': reconnectSeconds,
+    cache: buffered.cache,
+  };
+}
+
 function disks({ spec, paths }: LaunchPlan, bus: string): readonly string[] {
   const ofSpec = spec.disks.flatMap((disk, index) => [
     '-blockdev',
-    json({
-      driver: 'file',
-      'node-name': diskFileNode(disk.name),
-      filename: diskPath(paths, disk.name),
-      discard: 'unmap',
-      ...buffered,
-    }),
+    json({ 'node-name': diskFileNode(disk.name), discard: 'unmap', ...diskFile(paths, disk) }),
     '-blockdev',
     json({
       driver: disk.format,

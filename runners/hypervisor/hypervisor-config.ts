@@ -3,6 +3,7 @@ import type { Logger } from 'pino';
 import type { HostName } from '../../contracts/identity.ts';
 import type { Firmware } from './command-line.ts';
 import type { QemuBinary } from './qemu-binary.ts';
+import type { VolumeLinkConfig } from './volume-links.ts';
 
 /** What a host's hypervisor layer is told once. */
 export interface HypervisorConfig {
@@ -14,6 +15,8 @@ export interface HypervisorConfig {
   /** novacron-guard, with whatever must stand before its own arguments. */
   readonly guardCommand: readonly string[];
   readonly qemu: QemuBinary;
+  /** What leads VMMs to shared volumes; null where no VM has any. */
+  readonly volumes: VolumeLinkConfig | null;
   readonly accelerator: 'tcg' | 'kvm';
   /** Each VM gets a user of its own out of this range; ranges of hosts on one machine differ. */
   readonly uids: { readonly first: number; readonly count: number };

@@ -25,17 +25,11 @@ import { removeTap, tapName } from './tap.ts';
 import { VmCreation } from './vm-creation.ts';
 import { makeMemoryFile, makeTaps, removeMemory, removeSockets } from './vm-start.ts';
 import {
-  arrivalsPath,
-  listVmDirectories,
-  readIdentity,
-  readSpec,
-  removeVmDirectory,
-  vmPaths,
-  writeIdentity,
-  type VmIdentity,
-  type VmPaths,
+  arrivalsPath, listVmDirectories, readIdentity, readSpec, removeVmDirectory, vmPaths,
+  writeIdentity, type VmIdentity, type VmPaths,
 } from './vm-directory.ts';
 import { VmMonitor } from './vm-monitor.ts';
+import { endLinks, keepVolumeEpoch, mendLinks, startLinks } from './volume-links.ts';
 
 /** A guest gets this long to shut down by itself. */
 export const stopGraceMsDefault = 60_000;
@@ -117,8 +111,10 @@ export class Hypervisor {
   async createTarget(options: {
     readonly running: RunningVm;
     readonly incarnation: Incarnation;
+    /** Under which the VM will own its shared volumes here. */
+    readonly volumeEpoch?: number;
   }): Promise<VmMonitor> {
-    const { running } = options;
+    const { running, volumeEpoch = 0 } = options;
     const spec = vmSpec.safeParse(specOfRunning(running));
     if (!spec.success) throw new CodedError('preflight/layout', spec.error.message.slice(0, 400));
     try {
@@ -132,6 +128,7 @@ export class Hypervisor {
       );
     }
     try {
+      await keepVolumeEpoch(this.paths(running.name), volumeEpoch);
       const monitor = await this.#launch(running.name, options.incarnation, 'incoming');
       await monitor.prepareMigration();
       return monitor;
@@ -164,16 +161,12 @@ export class Hypervisor {
     const argv = [
       ...qemu.command,
       ...buildArguments({
-        spec,
-        paths,
-        memoryPath,
-        tapNames,
-        accelerator,
-        incoming: role === 'incoming',
-        firmware,
+        spec, paths, memoryPath, tapNames, accelerator, incoming: role === 'incoming', firmware,
       }),
     ];
     try {
+      const { volumes: config } = this.#config;
+      await startLinks({ config, vm, spec, paths, uid: identity.uid });
       const guard = await launchGuarded({
         guardCommand,
         paths,
@@ -237,6 +230,12 @@ export class Hypervisor {
   async stampImage(options: { readonly vm: VmName; readonly epoch: number }): Promise<void> {
     const identity = await this.identity(options.vm);
     await writeIdentity(this.paths(options.vm), { ...identity, imageStamp: options.epoch });
+  }
+
+  /** Ways to shared volumes that died under a living VMM are made again. Failure: vm/unknown. */
+  async mendVolumes(vm: VmName): Promise<readonly string[]> {
+    const [spec, { uid }] = await Promise.all([this.spec(vm), this.identity(vm)]);
+    return mendLinks({ config: this.#config.volumes, vm, spec, paths: this.paths(vm), uid });
   }
 
   /**
@@ -304,6 +303,7 @@ export class Hypervisor {
   /** Memory and taps of a VMM that is gone. Disks stay. */
   async #afterExit(vm: VmName): Promise<void> {
     this.#connections.forget(vm);
+    await endLinks(this.paths(vm));
     const identity = await readIdentity(this.paths(vm));
     await removeMemory(identity);
     const spec = await readSpec(this.paths(vm));

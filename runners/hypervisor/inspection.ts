@@ -7,7 +7,9 @@ import { statfs } from 'node:fs/promises';
 import { z } from 'zod';
 import { CodedError } from '../../contracts/failures.ts';
 import type { HostName, Incarnation } from '../../contracts/identity.ts';
-import type { RunningDisk, RunningVm, VmSpec } from '../../contracts/runner.ts';
+import {
+  sharedDisks, type RunningDisk, type RunningVm, type VmSpec,
+} from '../../contracts/runner.ts';
 import {
   diskDevice,
   diskFileNode,
@@ -191,7 +193,7 @@ export function describeRunning(facts: VmmFacts, place: VmmPlace): RunningVm {
     cpuModel: facts.cpuTypes[0] ?? '',
     vcpuCount: facts.cpuTypes.length,
     memoryBytes: backend?.sizeBytes ?? 0,
-    disks: describeDisks(facts),
+    disks: withVolumes(describeDisks(facts), spec),
     nics: spec.nics.map((nic) => ({
       ...nic,
       macAddress: facts.macs[nicDevice(nic.name)] ?? nic.macAddress,
@@ -227,6 +229,15 @@ function describeDisks(facts: VmmFacts): readonly RunningDisk[] {
     ];
   });
   return found.sort((a, b) => a.slot - b.slot).map(({ slot: _slot, ...disk }) => disk);
+}
+
+/** Which of them are on volume servers; the VMM knows its own socket only. */
+function withVolumes(disks: readonly RunningDisk[], spec: VmSpec): readonly RunningDisk[] {
+  const volumes = new Map(sharedDisks(spec).map(({ name, volume }) => [name, volume]));
+  return disks.map((disk) => {
+    const shared = volumes.get(disk.name);
+    return shared === undefined ? disk : { ...disk, shared };
+  });
 }
 
 /** Devices whose DMA or second mapping of guest memory dirty tracking can't see. */
@@ -289,12 +300,12 @@ export function specOfRunning(running: RunningVm): VmSpec {
     memoryBytes: running.memoryBytes,
     machineType: running.machineType,
     cpuModel: running.cpuModel,
-    disks: running.disks.map(({ name, format, sizeBytes }) => ({
+    disks: running.disks.map(({ name, format, sizeBytes, shared }) => ({
       name,
       format,
       sizeBytes,
       sourceImage: null,
-      volume: 'local' as const,
+      volume: shared ?? ('local' as const),
     })),
     nics: [...running.nics],
     boot: running.boot,

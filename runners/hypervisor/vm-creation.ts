@@ -5,7 +5,7 @@
  */
 import { chmod, chown, copyFile, stat, writeFile } from 'node:fs/promises';
 import { CodedError } from '../../contracts/failures.ts';
-import type { VmSpec } from '../../contracts/runner.ts';
+import { localDisks, type VmSpec } from '../../contracts/runner.ts';
 import { buildSeed } from './cloud-init-seed.ts';
 import { copyGuarded, makeDisk, type ImageContext } from './disk-image.ts';
 import type { HypervisorConfig } from './hypervisor-config.ts';
@@ -91,7 +91,7 @@ export class VmCreation {
   async #fill(spec: VmSpec, paths: VmPaths, uid: number): Promise<void> {
     const { qemu, imageDirectories, firmware } = this.#config;
     const context: ImageContext = { qemu, uid, gid: uid, imageDirectories };
-    for (const disk of spec.disks) {
+    for (const disk of localDisks(spec)) {
       await makeDisk({ disk, path: diskPath(paths, disk.name) }, context);
     }
     const { boot } = spec;

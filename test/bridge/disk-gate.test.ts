@@ -79,9 +79,10 @@ describe.skipIf(lacking.length > 0)('a raised gate', () => {
 
   /** Gates as the runner of `host` has them; their epoch survives in the directory. */
   const gatesOf = (host: string) => new HostGates({
+    raiseVolume: () => Promise.resolve(),
     nicGate: { admit: () => Promise.resolve(), shut: () => Promise.resolve() },
     hypervisor: {
-      spec: () => Promise.resolve({ nics: [], failover: 'none' }),
+      spec: () => Promise.resolve({ nics: [], disks: [], failover: 'none' }),
       tapName: () => 't',
     } as unknown as ConstructorParameters<typeof HostGates>[0]['hypervisor'],
     leases: { bind: () => Promise.resolve(), leftMs: () => Promise.resolve(0) },

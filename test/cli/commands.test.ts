@@ -2,7 +2,8 @@
 import { describe, expect, it } from 'vitest';
 import { CodedError, failureReport } from '../../contracts/failures.ts';
 import type { HostName } from '../../contracts/identity.ts';
-import { completedOf, entryOf, hostOf, migration, novacron, progressOf, scene, spec, statusOf,
+import { completedOf, entryOf, hostOf, migration, novacron, progressOf, scene, sharedDisk, spec,
+  statusOf,
 } from './fake-world.ts';
 
 describe('migrate', () => {
@@ -255,6 +256,35 @@ describe('why', () => {
     expect((await novacron(on, 'host', 'list')).stdout).toMatch(/h1 +open, silent/);
     expect((await novacron(on, 'host', 'show', 'h1')).stdout)
       .toMatch(/not been heard from for .*systemctl status novacron-runner/);
+  });
+  it.each([
+    ['automatic' as const, /given to another host by itself/, /next: novacron failover db$/m],
+    ['none' as const, /no lease binds it/, /next: novacron failover db --fence /],
+  ])('says that a VM on shared volumes (failover %s) can start elsewhere', async (
+    failover, because, next) => {
+    const shared = { ...spec, failover, disks: [sharedDisk] };
+    const on = scene({
+      entries: [entryOf({ spec: shared })], hosts: [hostOf('h1', { silentForMs: 90_000 })],
+    });
+    const { stdout } = await novacron(on, 'why', 'db');
+    expect(stdout).toMatch(because);
+    expect(stdout).toMatch(next);
+    expect((await novacron(on, 'vm', 'show', 'db')).stdout).not.toMatch(/come back/);
+  });
+  it('fails over what is on shared volumes, and says what the rest waits for', async () => {
+    const local = await novacron(scene({ entries: [entryOf()] }), 'failover', 'db', '--json');
+    expect(local.last).toMatchObject({ ok: false, failure: {
+      code: 'preflight/local-disk', detail: 'db waits for h1 to come back' } });
+    const on = scene({
+      entries: [entryOf({ spec: { ...spec, disks: [sharedDisk] } })],
+      lifecycle: { version: 1, kind: 'completed', vm: spec.name as never, host: 'h2' as HostName,
+        runState: 'running', epoch: 4, incarnation: null },
+    });
+    const { code } = await novacron(on, 'failover', 'db', '--to', 'h2', '--fence', 'it burns',
+      '--json');
+    expect(code).toBe(0);
+    expect(on.lifecycleRequests).toEqual([{ step: 'failover', input: {
+      version: 1, vm: 'db', epoch: 3, request: 'e3', to: 'h2', fenceProof: 'it burns' } }]);
   });
   it('says that a VM whose VMM died waits for its start, and how it died', async () => {
     const cause = 'restart by host/h1: its VMM was ended by signal 9';

@@ -16,7 +16,7 @@ import { defaultPolicy } from '../../contracts/migration.ts';
 import type { MigrateVmInput, MigrationOutcome, MigrationStatus, SessionCommand, SessionProgress,
 } from '../../contracts/migration.ts';
 import type { HostView, LedgerEvent, VmEntry } from '../../contracts/ownership.ts';
-import type { VmSpec } from '../../contracts/runner.ts';
+import type { DiskSpec, VmSpec } from '../../contracts/runner.ts';
 import type { LifecycleOutcome } from '../../contracts/vm-lifecycle.ts';
 import type { EvacuationView } from '../../payloads/evacuation-client.ts';
 import type { LifecycleRequest } from '../../payloads/lifecycle-client.ts';
@@ -28,6 +28,13 @@ export const spec: VmSpec = {
   nics: [{ name: 'eth0', macAddress: '52:54:00:00:00:01', address: '198.18.1.10/24',
     segment: 'lab' }],
   boot: { kind: 'disk', firmware: 'bios', cloudInitUserData: null },
+};
+
+export const sharedDisk: DiskSpec = {
+  name: 'data', format: 'raw', sizeBytes: 1 << 30, sourceImage: null,
+  volume: {
+    kind: 'shared', name: 'db-data', server: { name: 'store', address: '198.18.0.3', port: 7500 },
+  },
 };
 
 export const entryOf = (more: Partial<VmEntry> = {}): VmEntry => ({

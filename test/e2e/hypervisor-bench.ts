@@ -152,6 +152,7 @@ export class HypervisorBench {
       host: hostName(name),
       vmsDirectory: join(this.directory, `${name}-vms`),
       memoryDirectory,
+      volumes: null,
       guardCommand: options.guard ?? guards.at(-1)?.command ?? [],
       qemu: options.qemu,
       accelerator: 'tcg',

@@ -30,8 +30,10 @@ test('each unit starts a program of this project', () => {
   for (const name of units) {
     const [program = '', main = '', ...rest] =
       /^ExecStart=(.*)$/m.exec(readFileSync(join(folder, name), 'utf8'))?.[1]?.split(' ') ?? [];
-    expect(program).toBe(`${installed}node_modules/.bin/node`);
-    expect([name, existsSync(join(projectRoot, main.replace(installed, '')))]).toEqual([name, true]);
+    const native = program.replace(`${installed}native/target/release/novacron-`, '');
+    const source = native === program ? main.replace(installed, '') : `native/${native}/Cargo.toml`;
+    if (native === program) expect(program).toBe(`${installed}node_modules/.bin/node`);
+    expect([name, existsSync(join(projectRoot, source))]).toEqual([name, true]);
     expect(rest).toContain('--config');
   }
 });

@@ -51,7 +51,8 @@ export const decisionMutants: readonly Mutant[] = [
   },
   {
     name: 'failover to a host without the disk', file: `${ownership}/tenure-events.ts`,
-    find: 'if (event.to !== entry.diskHolder) {', replace: 'if (event.to === null) {',
+    find: 'if (event.to !== entry.diskHolder && !outlivesItsHost(entry.spec)) {',
+    replace: 'if (event.to === null) {',
   },
   {
     name: 'failover while the lease holds', file: `${ownership}/tenure-events.ts`,

@@ -6,7 +6,7 @@ import assert from 'node:assert/strict';
 import type { HostName, Identity, MigrationId } from '../../contracts/identity.ts';
 import { hostName, vmName } from '../../contracts/identity.ts';
 import type { LedgerEvent, Refusal, TransferRecord, VmEntry } from '../../contracts/ownership.ts';
-import type { VmSpec } from '../../contracts/runner.ts';
+import type { DiskSpec, VmSpec } from '../../contracts/runner.ts';
 import type { decide as productionDecide } from '../../runners/group/ownership/decide.ts';
 import { ed25519Checks, signDeclined } from '../../runners/group/ownership/signing.ts';
 import { LedgerState } from '../../runners/group/ownership/state.ts';
@@ -63,6 +63,16 @@ class Bench {
     return entry;
   }
 }
+
+const sharedDisk: DiskSpec = {
+  name: 'data', format: 'raw', sizeBytes: 1 << 20, sourceImage: null,
+  volume: {
+    kind: 'shared', name: 'data', server: { name: 'store', address: '198.18.0.3', port: 7500 },
+  },
+};
+const localDisk: DiskSpec = {
+  name: 'root', format: 'raw', sizeBytes: 1 << 20, sourceImage: null, volume: 'local',
+};
 
 const start = (epoch: number, vmmDigit: number, imageStamp: number | null): LedgerEvent =>
   ({ kind: 'started', vm, epoch, incarnation: vmm(vmmDigit), imageStamp });
@@ -382,17 +392,17 @@ export const rules: Readonly<Record<string, (decide: Decide) => void>> = {
   'failover: only to the disk, only after the lease or with a fence proof': (decide) => {
     const bench = running(decide, { failover: 'automatic' });
     bench.no(failover(1, hostA, null), a, 'ownership/role');
-    bench.no(failover(1, hostA, null), control);
-    bench.no(failover(1, hostA, ' '), control);
+    bench.no(failover(1, hostA, null), control, 'ownership/lease');
+    bench.no(failover(1, hostA, ' '), control, 'ownership/lease');
     bench.steadyMs += 13_120;
-    bench.no(failover(1, hostA, null), control);
+    bench.no(failover(1, hostA, null), control, 'ownership/lease');
     bench.steadyMs += 1;
     bench.no(failover(2, hostA, null), control);
     bench.no(failover(1, hostB, null), control);
     bench.no(failover(1, hostB, 'power is off'), operator);
     bench.yes(failover(1, hostA, null), control);
     bench.repeat(failover(1, hostA, null), control);
-    bench.no(failover(2, hostA, null), control);
+    bench.no(failover(2, hostA, null), control, 'ownership/lease');
     assert.deepEqual([bench.entry().phase, bench.entry().epoch], ['owned', 2]);
   },
   'failover: a renewed lease protects, the silence of others never counts': (decide) => {
@@ -402,11 +412,40 @@ export const rules: Readonly<Record<string, (decide: Decide) => void>> = {
     bench.no({ kind: 'renew', vm, epoch: 1 }, b, 'ownership/role');
     bench.yes({ kind: 'renew', vm, epoch: 1 }, a);
     bench.steadyMs += 13_000;
-    bench.no(failover(1, hostA, null), control);
+    bench.no(failover(1, hostA, null), control, 'ownership/lease');
     const unbound = running(decide);
     unbound.steadyMs += 1e9;
     unbound.no(failover(1, hostA, null), control);
     unbound.yes(failover(1, hostA, 'power is off'), operator);
+  },
+  'failover: on shared volumes to any host, where only a cold start is taken': (decide) => {
+    const bench = running(decide, { failover: 'automatic', disks: [sharedDisk] });
+    bench.no(failover(1, hostB, null), control, 'ownership/lease');
+    bench.steadyMs += 13_121;
+    bench.no(failover(1, hostName('nowhere'), null), control, 'host/unknown');
+    bench.yes(failover(1, hostB, null), control);
+    bench.repeat(failover(1, hostB, null), control);
+    bench.no(failover(1, hostA, null), control);
+    assert.deepEqual([bench.entry().owner, bench.entry().previous], [hostB, hostA]);
+    bench.no(start(1, 1, 1), a, 'ownership/role');
+    bench.no(start(2, 2, 1), b);
+    bench.yes(start(2, 2, null), b);
+    assert.equal(bench.entry().diskHolder, hostB);
+    const mixed = running(decide, { failover: 'automatic', disks: [sharedDisk, localDisk] });
+    mixed.steadyMs += 13_121;
+    mixed.no(failover(1, hostB, null), control);
+    const firmware = running(decide, {
+      failover: 'automatic', disks: [sharedDisk],
+      boot: { kind: 'disk', firmware: 'uefi', cloudInitUserData: null },
+    });
+    firmware.steadyMs += 13_121;
+    firmware.no(failover(1, hostB, null), control);
+  },
+  'a move counts the disks that it copies, and no shared one': (decide) => {
+    const bench = running(decide, { disks: [sharedDisk, localDisk] });
+    bench.yes(prepare(), control);
+    bench.no(attest('quiesced', hostA, { ioSequence: [0, 0] }), a);
+    bench.yes(attest('quiesced', hostA, { ioSequence: [4] }), a);
   },
   'failover: an open move ends as its phase says': (decide) => {
     const preparing = attested(decide);

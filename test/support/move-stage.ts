@@ -35,6 +35,7 @@ import { namespaceExists } from '../../lab/network/network.ts';
 import type { LabHost } from '../../lab/network/plan.ts';
 import { processesOfLab } from '../../lab/processes.ts';
 import type { LabProcess } from '../../lab/processes.ts';
+import { volumeServer } from '../../lab/volumes.ts';
 import { runLifecycle } from '../../payloads/lifecycle-client.ts';
 import {
   commandMigration, migrationOutcome, startMigration, viewMigration,
@@ -97,6 +98,8 @@ export interface GuestWish {
   /** Data that does not compress in the guest's memory, MiB. */
   readonly dataMib?: number;
   readonly disk?: Pick<DiskSpec, 'format' | 'sizeBytes' | 'sourceImage'>;
+  /** Its disk, on the lab's volume server, see `StageWish.volumes`. */
+  readonly volume?: { readonly name: string; readonly sizeBytes: number };
   /** More words for its kernel's command line. */
   readonly commandLine?: string;
   readonly host?: number;
@@ -110,7 +113,8 @@ export interface GuestWish {
 export interface StageWish
   extends Pick<
     ComposeOptions,
-    'controlCount' | 'leaseTtlMs' | 'profile' | 'startTemporal' | 'programOf' | 'holdDirectory'
+    'volumes' | 'controlCount' | 'leaseTtlMs' | 'profile' | 'startTemporal' | 'programOf'
+    | 'holdDirectory'
   > {
   readonly hostCount: number;
   /** Done before the first process of the product is started. */
@@ -178,8 +182,13 @@ export class MoveStage {
         diskBytes: disk?.sizeBytes ?? 0, ...(disk === undefined ? {} : { disk }),
       },
     });
+    const { volume } = wish;
     return {
       ...spec, machineType: wish.machineType ?? spec.machineType,
+      disks: volume === undefined ? spec.disks : [{
+        name: 'data', format: 'raw', sizeBytes: volume.sizeBytes, sourceImage: null,
+        volume: { kind: 'shared', name: volume.name, server: volumeServer },
+      }],
       failover: wish.failover ?? spec.failover,
     };
   }

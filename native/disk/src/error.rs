@@ -14,6 +14,11 @@ pub enum GateError {
         writer: u64,
         gate: u64,
     },
+    /// The gate was not raised to the writer's epoch yet.
+    Early {
+        writer: u64,
+        gate: u64,
+    },
     /// It did not happen in time; it may still happen.
     Deadline,
     /// There is no connection to the server that could do it.
@@ -31,6 +36,9 @@ impl fmt::Display for GateError {
             Self::Protocol(what) => write!(f, "not the NBD that the gate can follow: {what}"),
             Self::Fenced { writer, gate } => {
                 write!(f, "epoch {writer} may not write any more, the gate is at {gate}")
+            }
+            Self::Early { writer, gate } => {
+                write!(f, "epoch {writer} may not write yet, the gate is at {gate}")
             }
             Self::Deadline => f.write_str("not in time"),
             Self::NotConnected => f.write_str("no connection to the NBD server"),

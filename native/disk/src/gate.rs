@@ -30,13 +30,24 @@ pub struct GateOptions {
     /// Keeps the connection to the server when the client leaves, for the last flush. False for a
     /// tap at the source, which ends with either side.
     pub keeps_server: bool,
+    /// Lets only writers of exactly the gate's epoch write: one that connects above it may read,
+    /// and writes once the gate was raised to it. False lets every later epoch write.
+    pub awaits_raise: bool,
 }
 
 impl GateOptions {
     /// In front of the target's server.
-    pub const TARGET: Self = Self { flush_every_bytes: Some(64 << 20), keeps_server: true };
+    pub const TARGET: Self = Self {
+        flush_every_bytes: Some(64 << 20),
+        keeps_server: true,
+        awaits_raise: false,
+    };
     /// At the source: only counts.
-    pub const TAP: Self = Self { flush_every_bytes: None, keeps_server: false };
+    pub const TAP: Self =
+        Self { flush_every_bytes: None, keeps_server: false, awaits_raise: false };
+    /// In front of a shared volume's server.
+    pub const VOLUME: Self =
+        Self { flush_every_bytes: None, keeps_server: true, awaits_raise: true };
 }
 
 /// One end of a connection: a unix socket, or a lane in whatever framing.
@@ -343,6 +354,17 @@ impl Shared {
 
     pub(crate) fn is_structured(&self, id: u64) -> Result<bool, GateError> {
         self.with(id, |connection, _| Ok(connection.structured))
+    }
+
+    /// Refuses a write that comes before the gate was raised to its epoch.
+    pub(crate) fn check_turn(&self, id: u64) -> Result<(), GateError> {
+        let awaits_raise = self.options.awaits_raise;
+        self.with(id, |connection, counts| {
+            if awaits_raise && connection.epoch > counts.epoch {
+                return Err(GateError::Early { writer: connection.epoch, gate: counts.epoch });
+            }
+            Ok(())
+        })
     }
 
     /// Waits for its turn on the server's stream, between two whole requests.

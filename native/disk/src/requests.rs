@@ -107,6 +107,9 @@ fn pass_request(
     if data_bytes.max(reply_bytes) > PAYLOAD_BYTES_MAX {
         return Err(GateError::Protocol("a request for too many bytes"));
     }
+    if is_write {
+        shared.check_turn(id)?;
+    }
     let mut digest = blake3::Hasher::new();
     digest.update(&piece[4..8]).update(&piece[16..REQUEST_BYTES]);
     let mut left = data_bytes as usize;

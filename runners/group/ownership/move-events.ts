@@ -4,6 +4,7 @@
  * known by migration id and expected epoch, does nothing. Starts are tenure-events.ts.
  */
 import type { HostName } from '../../../contracts/identity.ts';
+import { localDisks } from '../../../contracts/runner.ts';
 import { parseMigrationId } from '../../../contracts/identity.ts';
 import { timing } from '../../../contracts/limits.ts';
 import type { LedgerEvent, TransferRecord } from '../../../contracts/ownership.ts';
@@ -131,8 +132,9 @@ function recordObstacle(
     return 'the signed record is of another migration or epoch';
   }
   const counted = record.ioSequence.length;
-  if (counted !== entry.spec.disks.length) {
-    return `the record counts ${counted} disks, the VM has ${entry.spec.disks.length}`;
+  const mirrored = localDisks(entry.spec).length;
+  if (counted !== mirrored) {
+    return `the record counts ${counted} disks, the VM has ${mirrored} to copy`;
   }
   if ((record.missingPageCount > 0) !== (record.missingDigest !== '')) {
     return 'missing pages and their digest do not go together';

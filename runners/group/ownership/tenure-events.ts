@@ -3,6 +3,7 @@
  * A start is an entry of the log, so that no revert can resume memory that has gone on elsewhere.
  */
 import type { Incarnation } from '../../../contracts/identity.ts';
+import { outlivesItsHost } from '../../../contracts/runner.ts';
 import { timing } from '../../../contracts/limits.ts';
 import type { LedgerEvent } from '../../../contracts/ownership.ts';
 import type { Circumstances, Decision, VmCase } from './decision.ts';
@@ -88,10 +89,13 @@ export function decideDesire(context: VmCase<Of<'desire'>>): Decision {
 }
 
 /** Why this image (or none, for a cold start) may not start; null when it may. */
-function imageObstacle(entry: VmRecord['entry'], imageStamp: number | null): string | null {
+function imageObstacle({ entry, origin }: VmRecord, imageStamp: number | null): string | null {
   if (imageStamp === null) {
-    return entry.owner === entry.diskHolder
+    return entry.owner === entry.diskHolder || outlivesItsHost(entry.spec)
       ? null : `a cold start needs the disk, which is on ${entry.diskHolder}`;
+  }
+  if (origin.kind === 'failover' && entry.owner !== entry.diskHolder) {
+    return 'after a failover to another host it boots cold';
   }
   // A VM that never started has no image; 0 is no stamp.
   return imageStamp === entry.lastStarted && imageStamp > 0
@@ -123,7 +127,7 @@ export function decideStarted(context: VmCase<Of<'started'>>): Decision {
   if (entry.phase === 'unsettled' && move?.declinedBy === event.incarnation) {
     return refused(record, 'ownership/refused', 'that incarnation was declared dead');
   }
-  const obstacle = imageObstacle(entry, event.imageStamp);
+  const obstacle = imageObstacle(record, event.imageStamp);
   if (obstacle !== null) return refused(record, 'ownership/refused', obstacle);
   const open = move !== null && move.end === null;
   return decided(view, record, {
@@ -184,7 +188,7 @@ export function decideRestart(context: VmCase<Of<'restart'>>): Decision {
   });
 }
 
-/** Gives the VM to the host that holds its disk, once its owner provably can't run it. */
+/** Gives the VM to a host that can reach its disk, once its owner provably can't run it. */
 export function decideFailover(context: VmCase<Of<'failover'>>): Decision {
   const { view, event, record, proposer, now } = context;
   const { entry } = record;
@@ -195,7 +199,7 @@ export function decideFailover(context: VmCase<Of<'failover'>>): Decision {
   if (madeBy(record, 'failover', same) && entry.owner === event.to) return repeated(view, record);
   if (entry.epoch !== event.epoch) return wrongEpoch(record, event.epoch);
   if (view.host(event.to) === undefined) return refused(record, 'host/unknown', event.to);
-  if (event.to !== entry.diskHolder) {
+  if (event.to !== entry.diskHolder && !outlivesItsHost(entry.spec)) {
     return refused(
       record, 'ownership/refused', `only ${entry.diskHolder} holds the disk of this VM`,
     );
@@ -207,7 +211,8 @@ export function decideFailover(context: VmCase<Of<'failover'>>): Decision {
   if (!fenced && !leaseOut) {
     const why = entry.spec.failover === 'automatic'
       ? `the lease of ${entry.owner} has not run out` : 'its owner holds no lease that binds it';
-    return refused(record, 'ownership/refused', `${why}, and there is no fence proof`);
+    const code = entry.spec.failover === 'automatic' ? 'ownership/lease' : 'ownership/refused';
+    return refused(record, code, `${why}, and there is no fence proof`);
   }
   const { epoch, rest } = nextEpoch(record, 'failover');
   const ended = moveAfterEpochChange(record);
