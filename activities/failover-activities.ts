@@ -4,16 +4,12 @@
  */
 import { CodedError } from '../contracts/failures.ts';
 import { timing } from '../contracts/limits.ts';
-import type { Ledger, VmEntry } from '../contracts/ownership.ts';
+import type { Ledger } from '../contracts/ownership.ts';
 import { placementHosts, placementVm, placeVms } from '../contracts/placement.ts';
 import { outlivesItsHost } from '../contracts/runner.ts';
 import type { LifecycleControlActivities } from '../contracts/vm-lifecycle.ts';
 
 type FailoverActivities = Pick<LifecycleControlActivities, 'planFailover' | 'proposeFailover'>;
-
-/** Whether the ledger has given the VM away from this very epoch. */
-const isDecided = (entry: VmEntry, epoch: number): boolean =>
-  entry.epoch === epoch + 1 && entry.cause.startsWith('failover ');
 
 export function failoverSteps(ledger: Ledger): FailoverActivities {
   return {
@@ -24,10 +20,8 @@ export function failoverSteps(ledger: Ledger): FailoverActivities {
       const owner = entry?.owner ?? null;
       if (entry === null || owner === null) throw new CodedError('vm/unknown', vm);
       const { spec } = entry;
-      if (isDecided(entry, epoch)) return { to: owner, spec, decidedEpoch: entry.epoch };
-      if (entry.epoch !== epoch) {
-        throw new CodedError('ownership/refused', `the epoch is ${entry.epoch}, not ${epoch}`);
-      }
+      // The epoch that was to end has ended: what is left is that its owner of now runs it.
+      if (entry.epoch > epoch) return { to: owner, spec, decidedEpoch: entry.epoch };
       if (entry.desired !== 'running') {
         throw new CodedError('vm/not-running', `${vm} is to be stopped`);
       }

@@ -41,7 +41,7 @@ export interface ResolveVmInput extends VmInput {
 
 /** For a VM whose host is gone. Its request is `failoverRequest(epoch)`. */
 export interface FailoverVmInput extends VmInput {
-  /** Epoch that is to end; a VM that has a later one is not touched. */
+  /** Epoch that is to end; one that has ended already is the same as one that ends now. */
   readonly epoch: number;
   /** Null leaves the choice to the placement. */
   readonly to: HostName | null;
@@ -102,7 +102,7 @@ export interface VmLocation {
 export interface FailoverPlan {
   readonly to: HostName;
   readonly spec: VmSpec;
-  /** Epoch after the failover where the ledger has decided already, null before. */
+  /** The VM's epoch where the one that was to end has ended already, null before. */
   readonly decidedEpoch: number | null;
 }
 
@@ -119,7 +119,7 @@ export interface LifecycleControlActivities {
   }): Promise<VmLocation>;
   /**
    * Chooses the host. Failures: preflight/local-disk (only its own host can start it),
-   * evacuation/no-target, vm/not-running (it is to be stopped), ownership/refused (another epoch).
+   * evacuation/no-target, vm/not-running (it is to be stopped).
    */
   planFailover(input: {
     readonly vm: VmName; readonly epoch: number; readonly to: HostName | null;

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { CodedError } from '../../contracts/failures.ts';
-import { hostName, requestId } from '../../contracts/identity.ts';
+import { failoverRequest, hostName, requestId } from '../../contracts/identity.ts';
 import type { VmName } from '../../contracts/identity.ts';
 import { limits } from '../../contracts/limits.ts';
 import { defaultPolicy, migrationSearchAttributes } from '../../contracts/migration.ts';
@@ -359,6 +359,37 @@ describe.skipIf(bench.env === null)('on a development server', () => {
     expect((await run('start', 's2')).outcome).toMatchObject({
       kind: 'failed', failure: { code: 'vm/unknown' },
     });
+  });
+
+  it('starts a VM on shared volumes elsewhere, once, and no other VM', async () => {
+    const fail = (of: VmName, fenceProof: string | null, to = hostC) => runLifecycle(env.client, {
+      step: 'failover',
+      input: { version: 1, vm: of, epoch: 1, request: failoverRequest(1), to, fenceProof },
+    });
+    expect((await fail(vm, 'power is off')).outcome).toMatchObject({
+      kind: 'failed', failure: { code: 'preflight/local-disk' },
+    });
+    Object.assign(centre, { disks: 1, shared: true });
+    const endOfSigns = centre.beHeard();
+    const lost = await centre.runningVm(`${vm}-lost`, hostA);
+    // No lease binds it: only somebody's word that its host is off gives it away.
+    expect((await fail(lost, null)).outcome).toMatchObject({
+      kind: 'failed', failure: { code: 'ownership/refused' },
+    });
+    centre.running.get(lost)?.delete(hostA);
+    let attempts = 0;
+    centre.faults.set('startVm', () => {
+      attempts += 1;
+      if (attempts === 1) throw new CodedError('vmm/timeout', 'a busy host');
+    });
+    const expected = { kind: 'completed', host: hostC, epoch: 2, runState: 'running' };
+    const both = await Promise.all([fail(lost, 'power is off'), fail(lost, 'power is off')]);
+    for (const { outcome } of both) expect(outcome).toMatchObject(expected);
+    // Later, and to another host: what was decided stands.
+    expect((await fail(lost, 'power is off', hostB)).outcome).toMatchObject(expected);
+    expect(centre.whereRuns(lost)).toEqual([hostC]);
+    expect(await centre.entry(lost)).toMatchObject({ owner: hostC, epoch: 2, lastStarted: 2 });
+    endOfSigns();
   });
 
   it('leaves nothing of a creation that failed', async () => {

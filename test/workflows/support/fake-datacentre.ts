@@ -63,6 +63,8 @@ export class FakeDatacentre {
   /** What a target says that has become of the VM since its start. */
   since: FailureCode | null = null;
   disks = 0;
+  /** Disks of new VMs are on a volume server. */
+  shared = false;
   readonly #keys: ReadonlyMap<HostName, KeyObject>;
 
   private constructor(ledger: LocalLedger, keys: ReadonlyMap<HostName, KeyObject>) {
@@ -94,13 +96,29 @@ export class FakeDatacentre {
     return new FakeDatacentre(ledger, keys);
   }
 
+  /** Lets the ledger hear every host, as runners do every two seconds; answers how to end that. */
+  beHeard(): () => void {
+    const say = (): void => {
+      for (const host of this.hosts) {
+        const silence = { kind: 'renew', vm: vmName('nothing'), epoch: 1 } as const;
+        void this.ledger.as({ role: 'host', name: host }).propose([silence]).catch(() => undefined);
+      }
+    };
+    say();
+    const timer = setInterval(say, 500);
+    return () => clearInterval(timer);
+  }
+
   spec(name: string): VmSpec {
     return {
       version: 1, name: vmName(name), vcpuCount: 1, memoryBytes: 256 * 2 ** 20,
       machineType: 'pc-i440fx-7.2', cpuModel: 'qemu64',
       disks: Array.from({ length: this.disks }, (_, index) => ({
         name: `disk${index}`, format: 'raw' as const, sizeBytes: 2 ** 20, sourceImage: null,
-        volume: 'local' as const,
+        volume: this.shared ? {
+          kind: 'shared' as const, name: `${name}-${index}`,
+          server: { name: 'store', address: '198.18.0.3', port: 7500 },
+        } : 'local' as const,
       })),
       nics: [], failover: 'none',
       boot: { kind: 'kernel', kernel: '/k', initrd: null, commandLine: '' },
