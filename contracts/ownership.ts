@@ -141,7 +141,8 @@ export interface HostView extends HostEntry {
 export interface Refusal {
   readonly accepted: false;
   readonly code: 'ownership/refused' | 'ownership/role' | 'ownership/lease' | 'migration/open'
-    | 'vm/unknown' | 'vm/exists' | 'host/unknown' | 'host/cordoned' | 'migration/same-host' | 'input/invalid';
+    | 'vm/unknown' | 'vm/exists' | 'host/unknown' | 'host/cordoned' | 'migration/same-host'
+    | 'input/invalid';
   readonly reason: string;
   readonly entry: VmEntry | null;
 }

@@ -6,7 +6,8 @@ import { controlSteps, failoverSteps, hostSteps } from './step-options.ts';
 
 /**
  * Workflow `failoverVm`, id `failover/<vm>/e<epoch>`. Nothing is undone: what the ledger has
- * decided stands, and the new owner starts the VM also without this workflow. Begun again it goes on there.
+ * decided stands, and the new owner starts the VM also without this workflow. Begun again it goes
+ * on there.
  */
 export async function failoverVm(input: FailoverVmInput): Promise<LifecycleOutcome> {
   const { vm, epoch, fenceProof } = input;

@@ -1,7 +1,7 @@
 /**
  * The ways of a VM to its shared volumes: one process (native/volume, `link`) a disk, which
- * outlives this runner as the VMM does. Decides when they are started, ended and started again; under which
- * epoch they connect is in a file beside them, which the gates write.
+ * outlives this runner as the VMM does. Decides when they are started, ended and started again;
+ * under which epoch they connect is in a file beside them, which the gates write.
  */
 import { spawn } from 'node:child_process';
 import { access, open, readdir, rm } from 'node:fs/promises';
