@@ -3,6 +3,7 @@
  * by every later one. Decides when an unattended one ends and what is left behind afterwards.
  */
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { defaultExactness } from '../../contracts/exactness.ts';
 import { CodedError, FinalError } from '../../contracts/failures.ts';
 import { identityUri, type VmName } from '../../contracts/identity.ts';
@@ -41,6 +42,8 @@ function whileCalled<T>(work: Promise<T>, { signal }: OperationCall): Promise<T>
 
 /** How often a waiting call marks its session as attended, ms. */
 const attendEveryMs = 1_000;
+/** The workflow goes on later: a guest that was just started needs the CPUs itself, ms. */
+const firstOfGuestMs = 150;
 
 export class SourceMoves {
   readonly #context: HostContext;
@@ -79,7 +82,8 @@ export class SourceMoves {
 
   async copyMemoryAndSwitchOver(input: CopyInput, call: OperationCall): Promise<SessionOutcome> {
     const move = await this.#open(input);
-    return this.#attended(move, whileCalled(move.run(), call));
+    const outcome = await this.#attended(move, whileCalled(move.run(), call));
+    return outcome.kind === 'handed-over' ? sleep(firstOfGuestMs, outcome) : outcome;
   }
 
   async command(input: CommandInput): Promise<void> {
