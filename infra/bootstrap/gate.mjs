@@ -23,8 +23,7 @@ const skipPattern = /\b(?:skipped:|are skipped|is skipped)/i;
 const run = (command, args, cwd = root) => new Promise((done) => {
   const child = spawn(command, args, {
     cwd, stdio: ['ignore', 'pipe', 'pipe'],
-    // Tests start hundreds of processes of ours: what they compile is kept, half of their start.
-    env: { ...process.env, FORCE_COLOR: '0', NODE_COMPILE_CACHE: join(root, '.cache/compiled') },
+    env: { ...process.env, FORCE_COLOR: '0' },
   });
   let text = '';
   const take = (chunk) => {
