@@ -19,15 +19,17 @@ const guardTimeoutMs = 1_000;
 const answerBytesMax = 4_096;
 const askAgainMs = 100;
 
+/** Of the talk with guards, which may be older than this runner. */
+const guardVersion = 1;
 /** The fields of the guard's answer that matter here. */
 const guardAnswer = z.looseObject({
-  ok: z.boolean(), leasePaused: z.boolean(), error: z.string().nullish(),
+  version: z.literal(guardVersion), ok: z.boolean(), leasePaused: z.boolean(), error: z.string().nullish(),
 });
 
 /** One command to a guard (native/guard), one answer. */
 export type GuardCall = (
   socketPath: string, command: Readonly<Record<string, unknown>>,
-) => Promise<z.infer<typeof guardAnswer>>;
+) => Promise<Omit<z.infer<typeof guardAnswer>, 'version'>>;
 
 export const callGuard: GuardCall = (socketPath, command) => new Promise((resolve, reject) => {
   const socket = connect(socketPath);
@@ -47,7 +49,7 @@ export const callGuard: GuardCall = (socketPath, command) => new Promise((resolv
   });
   socket.on('error', reject);
   socket.on('close', () => reject(new Error('the guard closed the connection')));
-  socket.write(`${JSON.stringify(command)}\n`);
+  socket.write(`${JSON.stringify({ version: guardVersion, ...command })}\n`);
 });
 
 /** Milliseconds since boot, time in suspend included: the clock of leases. 10 ms fine. */

@@ -21,6 +21,7 @@ const logTailBytes = 600;
 
 const startTime = z.union([z.int().min(0), z.string().regex(/^\d+$/)]).transform(Number);
 const guardShape = z.looseObject({
+  version: z.literal(1),
   guardPid: z.int().min(2),
   vmmPid: z.int().min(2),
   /** Field 22 of /proc/PID/stat, clock ticks since boot: a pid alone may have a new owner. */
@@ -29,7 +30,9 @@ const guardShape = z.looseObject({
   incarnation: z.string().optional(),
   bootId: z.string().optional(),
 });
-const exitShape = z.looseObject({ code: z.int().nullish(), signal: z.int().nullish() });
+const exitShape = z.looseObject({
+  version: z.literal(1), code: z.int().nullish(), signal: z.int().nullish(),
+});
 
 /** A guard and its VMM. */
 export interface GuardedVmm {

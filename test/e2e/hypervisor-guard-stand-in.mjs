@@ -31,10 +31,11 @@ const vmm = spawn(program, rest, {
   stdio: ['ignore', 'inherit', 'inherit'],
 });
 vmm.once('exit', (code, signal) => {
-  write('exit.json', { code, signal: signal === 'SIGKILL' ? 9 : signal === null ? null : 15 });
+  const number = signal === 'SIGKILL' ? 9 : signal === null ? null : 15;
+  write('exit.json', { version: 1, code, signal: number });
   process.exit(0);
 });
 write('guard.json', {
-  guardPid: process.pid, vmmPid: vmm.pid, guardStartTime: startTime(process.pid),
+  version: 1, guardPid: process.pid, vmmPid: vmm.pid, guardStartTime: startTime(process.pid),
   vmmStartTime: startTime(vmm.pid), incarnation: option('--incarnation'),
 });

@@ -25,10 +25,11 @@ returns 0 once PROGRAM runs. DIR receives guard.json, vmm.log, and exit.json at 
   --no-userfaultfd           don't open /dev/userfaultfd for the VMM
 
 Commands on the socket, one JSON object a line, each answered by one line:
-  {\"status\":{}}
-  {\"renew\":{\"ttlMs\":N,\"sentAtBoottimeMs\":N}}
-  {\"resume\":{\"ttlMs\":N,\"sentAtBoottimeMs\":N}}   after a pause by the lease, with proof of ownership
-  {\"stop-vmm\":{\"signal\":\"term\"|\"kill\"}}";
+  {\"version\":1,\"status\":{}}
+  {\"version\":1,\"renew\":{\"ttlMs\":N,\"sentAtBoottimeMs\":N}}
+  {\"version\":1,\"resume\":{\"ttlMs\":N,\"sentAtBoottimeMs\":N}}
+                             after a pause by the lease, with proof of ownership
+  {\"version\":1,\"stop-vmm\":{\"signal\":\"term\"|\"kill\"}}";
 
 /// What is to be done.
 #[derive(Debug, PartialEq, Eq)]

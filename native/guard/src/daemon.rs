@@ -6,7 +6,7 @@ use crate::clock::{boottime_ms, unix_ms};
 use crate::launch::{Plan, pipe};
 use crate::lease::{Action, Failover, Lease};
 use crate::record::{ExitRecord, GuardRecord, boot_id, start_time, write_durably};
-use crate::talk::{Answer, Command, LINE_BYTES_MAX, StopSignal, failover_name, parse};
+use crate::talk::{Answer, Command, LINE_BYTES_MAX, StopSignal, TALK_VERSION, failover_name, parse};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -259,7 +259,7 @@ impl Guard {
             }
         }
         let record = ExitRecord {
-            version: 1,
+            version: TALK_VERSION,
             incarnation: self.arguments.incarnation.clone(),
             vmm_pid: self.vmm_pid,
             code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
@@ -278,7 +278,7 @@ fn introduce(arguments: &Arguments, plan: &Plan, vmm_pid: libc::pid_t) -> Result
     let guard_pid = std::process::id() as i32;
     let written = start_time(guard_pid).and_then(|guard_start_time| {
         let record = GuardRecord {
-            version: 1,
+            version: TALK_VERSION,
             incarnation: arguments.incarnation.clone(),
             guard_pid,
             vmm_pid,

@@ -2,7 +2,11 @@
 
 use crate::lease::{Failover, Grant, Lease};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
+/// Version of commands, answers and records. A guard lives as long as its VM and so meets runners
+/// of later builds: they tell by this what it understands.
+pub const TALK_VERSION: u32 = 1;
 /// Longest line; a command is below 200 bytes.
 pub const LINE_BYTES_MAX: usize = 4096;
 
@@ -53,13 +57,20 @@ pub enum StopSignal {
 
 /// Parses one line; the error is a text for the runner.
 pub fn parse(line: &[u8]) -> Result<Command, String> {
-    serde_json::from_slice(line).map_err(|cause| format!("not a command: {cause}"))
+    let wrong = |cause| format!("not a command: {cause}");
+    let mut fields: Map<String, Value> = serde_json::from_slice(line).map_err(wrong)?;
+    let version = fields.remove("version").ok_or("a command has a version")?;
+    if version != TALK_VERSION {
+        return Err(format!("version {version} is not spoken here, but {TALK_VERSION}"));
+    }
+    serde_json::from_value(Value::Object(fields)).map_err(wrong)
 }
 
 /// The answer to every command: what was refused, if anything, and how things stand.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Answer<'a> {
+    pub version: u32,
     pub ok: bool,
     pub error: Option<String>,
     pub incarnation: &'a str,
@@ -80,6 +91,7 @@ impl<'a> Answer<'a> {
         now_ms: u64,
     ) -> Self {
         Self {
+            version: TALK_VERSION,
             ok: outcome.is_ok(),
             error: outcome.err(),
             incarnation,
@@ -114,15 +126,13 @@ mod tests {
     #[test]
     fn commands_are_understood() {
         let order = GrantOrder { ttl_ms: 12_000, sent_at_boottime_ms: 77 };
+        let stop = |signal| Command::StopVmm(StopOrder { signal });
         for (line, command) in [
-            (r#"{"status":{}}"#, Command::Status(Empty {})),
-            (r#"{"renew":{"ttlMs":12000,"sentAtBoottimeMs":77}}"#, Command::Renew(order)),
-            (r#"{"resume":{"ttlMs":12000,"sentAtBoottimeMs":77}}"#, Command::Resume(order)),
-            (r#"{"stop-vmm":{}}"#, Command::StopVmm(StopOrder { signal: StopSignal::Term })),
-            (
-                r#"{"stop-vmm":{"signal":"kill"}}"#,
-                Command::StopVmm(StopOrder { signal: StopSignal::Kill }),
-            ),
+            (r#"{"version":1,"status":{}}"#, Command::Status(Empty {})),
+            (r#"{"version":1,"renew":{"ttlMs":12000,"sentAtBoottimeMs":77}}"#, Command::Renew(order)),
+            (r#"{"version":1,"resume":{"ttlMs":12000,"sentAtBoottimeMs":77}}"#, Command::Resume(order)),
+            (r#"{"version":1,"stop-vmm":{}}"#, stop(StopSignal::Term)),
+            (r#"{"stop-vmm":{"signal":"kill"},"version":1}"#, stop(StopSignal::Kill)),
         ] {
             assert_eq!(parse(line.as_bytes()), Ok(command), "{line}");
         }
@@ -133,17 +143,21 @@ mod tests {
         for line in [
             "",
             "{}",
+            r#"{"version":1}"#,
+            r#"{"status":{}}"#,
+            r#"{"version":2,"status":{}}"#,
+            r#"{"version":"1","status":{}}"#,
             "[]",
             "null",
             "\"status\"",
-            r#"{"status":1}"#,
-            r#"{"renew":{}}"#,
-            r#"{"renew":{"ttlMs":-1,"sentAtBoottimeMs":0}}"#,
-            r#"{"renew":{"ttlMs":1.5,"sentAtBoottimeMs":0}}"#,
-            r#"{"renew":{"ttlMs":1,"sentAtBoottimeMs":0,"x":1}}"#,
-            r#"{"renew":{"ttlMs":99999999999999999999,"sentAtBoottimeMs":0}}"#,
-            r#"{"stop-vmm":{"signal":"usr1"}}"#,
-            r#"{"status":{},"renew":{}}"#,
+            r#"{"version":1,"status":1}"#,
+            r#"{"version":1,"renew":{}}"#,
+            r#"{"version":1,"renew":{"ttlMs":-1,"sentAtBoottimeMs":0}}"#,
+            r#"{"version":1,"renew":{"ttlMs":1.5,"sentAtBoottimeMs":0}}"#,
+            r#"{"version":1,"renew":{"ttlMs":1,"sentAtBoottimeMs":0,"x":1}}"#,
+            r#"{"version":1,"renew":{"ttlMs":99999999999999999999,"sentAtBoottimeMs":0}}"#,
+            r#"{"version":1,"stop-vmm":{"signal":"usr1"}}"#,
+            r#"{"version":1,"status":{},"renew":{}}"#,
         ] {
             assert!(parse(line.as_bytes()).is_err(), "{line}");
         }

@@ -1,6 +1,6 @@
 //! The guard as a program, with `sleep`, `sh` and a real QEMU below it. Needs root, as in use.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
@@ -91,7 +91,9 @@ impl Drop for Vm {
 struct Talk(BufReader<UnixStream>);
 
 impl Talk {
-    fn ask(&mut self, line: &str) -> Value {
+    /// Sends a command in the version that the guard speaks.
+    fn ask(&mut self, command: &str) -> Value {
+        let line = command.replacen('{', r#"{"version":1,"#, 1);
         writeln!(self.0.get_mut(), "{line}").expect("sent");
         let mut answer = String::new();
         self.0.read_line(&mut answer).expect("answered");
@@ -343,7 +345,8 @@ fn a_dead_guard_takes_a_lease_bound_vmm_with_it() {
     // SAFETY: the guard of this test, which lives.
     unsafe { libc::kill(pid, libc::SIGTERM) };
     thread::sleep(Duration::from_millis(50));
-    assert_eq!(vm.connect().ask(r#"{"status":{}}"#)["ok"], true, "SIGTERM ends no guard");
+    let status = vm.connect().ask(r#"{"status":{}}"#);
+    assert_eq!((&status["ok"], &status["version"]), (&json!(true), &json!(1)), "SIGTERM ends none");
     // SAFETY: as above.
     unsafe { libc::kill(pid, libc::SIGKILL) };
     let until = Instant::now() + PATIENCE;
