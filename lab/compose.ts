@@ -1,7 +1,8 @@
 /**
  * Composes the product in a lab: certificates, Temporal's dev server with its mutual-TLS front, the
  * ledger, a control worker and a host runner per host; and doors by which this machine's loopback
- * reaches Temporal, its UI and the ledger. Everything is started as a process, as on real hosts.
+ * reaches Temporal, its UI, what reads payloads for it, and the ledger. Everything is started as a
+ * process, as on real hosts.
  */
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -18,7 +19,8 @@ import { createRevocationList, openRevocationList } from '../payloads/revocation
 import type { RevocationList } from '../payloads/revocation.ts';
 import { connectTemporal, temporalTarget } from '../payloads/temporal-connection.ts';
 import { freePort } from '../runners/free-port.ts';
-import type { Passage } from './door.ts';
+import { loopback, openDoors } from './doors.ts';
+import type { Endpoint } from './doors.ts';
 import { cacheDirectory, projectRoot } from './guest-image.ts';
 import type { QemuProgram } from './guest-image.ts';
 import type { Lab } from './lab.ts';
@@ -30,7 +32,7 @@ import type { LabVolume } from './volumes.ts';
 /** Ports inside the lab; namespaces keep them apart from every other lab. */
 export const labPorts = {
   temporal: 7233, temporalUi: 8233, temporalFront: 7443, ledger: 7300, peer: 7401, lanes: 7402,
-  volumes: 7500, metrics: 9100,
+  volumes: 7500, metrics: 9100, codec: 8081,
 } as const;
 /** Name of the Temporal frontend in its certificate, for who reaches it by a door. */
 const frontName = 'temporal.lab';
@@ -45,6 +47,8 @@ export const labServices = z.strictObject({
   temporal: temporalTarget,
   /** Temporal's UI on loopback; null where the cluster has none. */
   uiUrl: z.string().nullable(),
+  /** Where a browser has payloads read for that UI; null without one. */
+  codecUrl: z.string().nullable(),
   ledgerPort: z.int(),
   /** Configuration for the `novacron` command. */
   operatorConfigPath: z.string(),
@@ -52,11 +56,6 @@ export const labServices = z.strictObject({
   accelerator: z.enum(['tcg', 'kvm']),
 });
 export type LabServices = z.infer<typeof labServices>;
-
-interface Endpoint {
-  readonly address: string;
-  readonly port: number;
-}
 
 /** A Temporal that runs in the lab's control namespace. */
 export interface LabTemporal {
@@ -73,7 +72,8 @@ export interface ComposeOptions {
   readonly lab: Lab;
   readonly program: QemuProgram;
   /** Starts another Temporal than the dev server, and makes its namespace ready. */
-  readonly startTemporal?: (lab: Lab, papers: Papers) => Promise<LabTemporal>;
+  readonly startTemporal?: (
+    lab: Lab, papers: Papers, codecUrl: string) => Promise<LabTemporal>;
   /** Default: one. More than one share the control queue, each with a certificate of its own. */
   readonly controlCount?: number;
   /** Profile of the processes' configurations. Default: lab. */
@@ -185,13 +185,14 @@ const temporalPath = (): string => {
 };
 
 /** The dev server on the control namespace's loopback, and its TLS front on the lab's network. */
-async function startDevServer(lab: Lab, papers: Papers): Promise<LabTemporal> {
+async function startDevServer(
+  lab: Lab, papers: Papers, codecUrl: string,
+): Promise<LabTemporal> {
   const front = { address: controlAddress, port: labPorts.temporalFront };
-  const loopback = '127.0.0.1';
   const config = writeConfig(lab, 'temporal', {
     temporalPath: temporalPath(), databasePath: join(lab.directories.data, 'temporal.db'),
     namespace: 'default', port: labPorts.temporal, uiPort: labPorts.temporalUi,
-    codecEndpoint: null,
+    codecEndpoint: codecUrl,
     front: {
       listen: front,
       tls: papers.of({ role: 'temporal', name: 'front' }), revokedPath: papers.revokedPath,
@@ -217,12 +218,20 @@ interface WorkerParts {
 
 async function startControl(
   { options: { lab, profile = 'lab' }, papers, temporal }: WorkerParts,
-  { name, metricsPort }: { readonly name: string; readonly metricsPort: number },
+  { name, metricsPort, uiPort }: {
+    readonly name: string; readonly metricsPort: number;
+    /** Of the UI that this worker reads payloads for; null for none. */
+    readonly uiPort: number | null;
+  },
 ): Promise<void> {
   const tls = papers.of({ role: 'control', name });
   const config = writeConfig(lab, name, {
     tls, revokedPath: papers.revokedPath, payloadKeysPath: papers.payloadKeysPath,
-    temporal: temporalFor(temporal, tls), ledger: ledgerAddress, codec: null, buildId: 'lab',
+    temporal: temporalFor(temporal, tls), ledger: ledgerAddress, buildId: 'lab',
+    codec: uiPort === null ? null : {
+      listen: listenAt(loopback, labPorts.codec),
+      origins: [loopback, 'localhost'].map((host) => `http://${host}:${uiPort}`),
+    },
     metrics: listenAt(controlAddress, metricsPort), profile,
     faultSocket: profile === 'lab' ? faultSocketOf(lab, name) : null,
   });
@@ -266,32 +275,6 @@ async function startHost(
   });
 }
 
-/** Opens the doors; answers the ports on this machine's loopback in the order of `services`. */
-async function openDoors(
-  lab: Lab, services: readonly Endpoint[],
-): Promise<number[]> {
-  const ports: number[] = [];
-  const inside: Passage[] = [];
-  const outside: Passage[] = [];
-  for (const [index, service] of services.entries()) {
-    const path = join(lab.directories.runtime, `door-${index}.sock`);
-    const port = await freePort();
-    ports.push(port);
-    inside.push({ listen: { path }, connect: { address: service.address, port: service.port } });
-    outside.push({ listen: { address: '127.0.0.1', port }, connect: { path } });
-  }
-  const door = join(projectRoot, 'lab/door.ts');
-  await lab.start({
-    name: 'door-inside', namespace: lab.plan.controlNamespace, ready: 'line',
-    command: [process.execPath, door, JSON.stringify(inside)],
-  });
-  await lab.start({
-    name: 'door-outside', namespace: null, ready: 'line',
-    command: [process.execPath, door, JSON.stringify(outside)],
-  });
-  return ports;
-}
-
 function writeOperatorConfig(
   lab: Lab, papers: Papers, services: Omit<LabServices, 'operatorConfigPath'>,
 ): string {
@@ -311,9 +294,12 @@ export async function composeLab(options: ComposeOptions): Promise<LabServices> 
   const { lab, onStep = () => undefined, startTemporal = startDevServer } = options;
   const controls = controlNames(options.controlCount ?? 1);
   const papers = await issuePapers(lab, controls);
+  const operator = papers.of({ role: 'operator', name: 'lab' });
   onStep('certificates');
+  const codecPort = await freePort();
+  const codecUrl = `http://${loopback}:${codecPort}`;
   const [temporal] = await Promise.all([
-    startTemporal(lab, papers),
+    startTemporal(lab, papers, codecUrl),
     startLedger(options, papers).then(() => onStep('ledger')),
     startVolumeServer(lab, {
       volumes: options.volumes ?? [], revokedPath: papers.revokedPath,
@@ -322,22 +308,29 @@ export async function composeLab(options: ComposeOptions): Promise<LabServices> 
   ]);
   onStep('Temporal');
   const [ledgerPort = 0, temporalPort = 0, uiPort] = await openDoors(lab, [
-    ledgerAddress, temporal.behindDoor, ...(temporal.ui === null ? [] : [temporal.ui]),
+    ledgerAddress, temporal.behindDoor,
+    ...(temporal.ui === null ? [] : [temporal.ui, {
+      address: loopback, port: labPorts.codec, outsidePort: codecPort,
+      papers: { tls: operator, revokedPath: papers.revokedPath },
+    }]),
   ]);
-  const operator = papers.of({ role: 'operator', name: 'lab' });
   const partial = {
     temporal: {
       address: `127.0.0.1:${temporalPort}`, namespace: temporal.namespace,
       tls: temporal.behindDoor.asksCertificate ? { ...operator, serverName: frontName } : null,
     },
-    uiUrl: uiPort === undefined ? null : `http://127.0.0.1:${uiPort}`,
+    uiUrl: uiPort === undefined ? null : `http://${loopback}:${uiPort}`,
+    codecUrl: uiPort === undefined ? null : codecUrl,
     ledgerPort, payloadKeysPath: papers.payloadKeysPath,
     accelerator: options.accelerator ?? ('tcg' as const),
   };
   const parts = { options, papers, temporal };
   await Promise.all([
     ...controls.map(async (name, index) => {
-      await startControl(parts, { name, metricsPort: labPorts.metrics + 1 + index });
+      await startControl(parts, {
+        name, metricsPort: labPorts.metrics + 1 + index,
+        uiPort: index === 0 ? uiPort ?? null : null,
+      });
       onStep(index === 0 ? 'control worker' : `control worker ${index + 1}`);
     }),
     ...lab.plan.hosts.map(async (host) => {

@@ -3,7 +3,12 @@ import { connect, createServer } from 'node:net';
 import type { AddressInfo, Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { createServer as createSecuredServer } from 'node:tls';
 import { afterEach, describe, expect, it } from 'vitest';
+import { createAuthority, issueCertificate } from '../payloads/certificates.ts';
+import type { TlsMaterial } from '../payloads/certificates.ts';
+import { createRevocationList } from '../payloads/revocation.ts';
+import { peerIdentity, serverTlsOptions } from '../payloads/tls.ts';
 import { openDoor } from './door.ts';
 
 const open: Server[] = [];
@@ -38,5 +43,39 @@ describe('a door', () => {
     const client = connect((outside.address() as AddressInfo).port, '127.0.0.1');
     client.on('error', () => undefined);
     await new Promise((resolve) => client.once('close', resolve));
+  });
+
+  it('with papers is a client of a control worker, and of nobody else', async () => {
+    const dir = mkdtempSync(join(tmpdir(), 'nc-papers-'));
+    const nowMs = Date.now();
+    await createAuthority({ dir, nowMs });
+    await createRevocationList({ dir, nowMs });
+    const caPath = join(dir, 'ca.pem');
+    const issue = async (role: 'control' | 'host' | 'operator'): Promise<TlsMaterial> => ({
+      ...await issueCertificate({ dir, identity: { role, name: 'one' }, addresses: [], nowMs }),
+      caPath,
+    });
+    const { certPath, keyPath } = await issue('operator');
+    const papers = { tls: { certPath, keyPath, caPath }, revokedPath: join(dir, 'revoked.json') };
+    const told = async (role: 'control' | 'host'): Promise<string> => {
+      const service = createSecuredServer(serverTlsOptions(await issue(role)), (socket) => {
+        socket.on('error', () => undefined).end(`to ${String(peerIdentity(socket)?.role)}`);
+      });
+      await new Promise<void>((resolve) => service.listen(0, '127.0.0.1', resolve));
+      const { port } = service.address() as AddressInfo;
+      const door = await openDoor({
+        listen: { address: '127.0.0.1', port: 0 }, connect: { address: '127.0.0.1', port }, papers,
+      });
+      open.push(service, door);
+      const client = connect((door.address() as AddressInfo).port, '127.0.0.1');
+      client.on('error', () => undefined);
+      let text = '';
+      client.on('data', (part: Buffer) => { text += part.toString(); });
+      await new Promise((resolve) => client.once('close', resolve));
+      return text;
+    };
+    expect(await told('control')).toBe('to operator');
+    expect(await told('host')).toBe('');
+    rmSync(dir, { recursive: true });
   });
 });

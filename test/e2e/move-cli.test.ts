@@ -14,6 +14,7 @@ import { hostStateDirectory } from '../../lab/compose.ts';
 import { meetGuest } from '../../lab/bench/measure.ts';
 import { commandIn, labVariable } from '../../lab/processes.ts';
 import { projectRoot } from '../../lab/guest-image.ts';
+import { connectTemporal } from '../../payloads/temporal-connection.ts';
 import { describeInLab } from '../support/lab-needs.ts';
 import { MoveStage, StageGuest, stageMsMax, until } from '../support/move-stage.ts';
 
@@ -124,6 +125,41 @@ describeInLab('the command line in the lab', () => {
     // The workflow's last steps and heartbeats of a loaded machine are in it as well.
     expect(Math.abs(first.etaMs - realMs)).toBeLessThan(realMs * 0.2 + 2_500);
     await guest.expectAt(stage.lab.host(2), before, 1);
+  });
+
+  it('is read in Temporal\'s UI, though Temporal itself can not read it', async () => {
+    const { temporal, uiUrl, codecUrl } = stage.services;
+    if (uiUrl === null || codecUrl === null) throw new Error('the lab has no UI');
+    const settings = await (await fetch(`${uiUrl}/api/v1/settings`)).json() as
+      { Codec: { Endpoint: string } };
+    expect(settings.Codec.Endpoint).toBe(codecUrl);
+    // As the UI does it: the workflow is asked to tell of itself, the codec endpoint to read that.
+    const { connection } = await connectTemporal(temporal, null);
+    const { queryResult } = await connection.workflowService.queryWorkflow({
+      namespace: temporal.namespace, execution: { workflowId: 'migrate/spoken/watched' },
+      query: { queryType: '__temporal_workflow_metadata' },
+    });
+    await connection.close();
+    const base64 = (bytes?: Uint8Array | null): string =>
+      Buffer.from(bytes ?? []).toString('base64');
+    const payloads = (queryResult?.payloads ?? []).map(({ metadata, data }) => ({
+      metadata: Object.fromEntries(
+        Object.entries(metadata ?? {}).map(([name, value]) => [name, base64(value)])),
+      data: base64(data),
+    }));
+    const decode = (origin: string): Promise<Response> => fetch(`${codecUrl}/decode`, {
+      method: 'POST', body: JSON.stringify({ payloads }),
+      headers: { origin, 'content-type': 'application/json' },
+    });
+    const textOf = (data: string | undefined): string =>
+      Buffer.from(data ?? '', 'base64').toString();
+    expect(textOf(payloads[0]?.data)).not.toContain('spoken');
+    const answer = await decode(uiUrl);
+    expect(answer.headers.get('access-control-allow-origin')).toBe(uiUrl);
+    const read = await answer.json() as { payloads: { data: string }[] };
+    expect(textOf(read.payloads[0]?.data)).toMatch(/`spoken`: `h1` → `h2`.*\*\*completed\*\*/s);
+    const foreign = await decode('http://elsewhere.example');
+    expect(foreign.headers.get('access-control-allow-origin'), 'pages of others').toBeNull();
   });
 
   it('commands a move that runs, and says why it is not there yet', async () => {
