@@ -23,7 +23,8 @@ const askAgainMs = 100;
 const guardVersion = 1;
 /** The fields of the guard's answer that matter here. */
 const guardAnswer = z.looseObject({
-  version: z.literal(guardVersion), ok: z.boolean(), leasePaused: z.boolean(), error: z.string().nullish(),
+  version: z.literal(guardVersion), ok: z.boolean(), leasePaused: z.boolean(),
+  error: z.string().nullish(),
 });
 
 /** One command to a guard (native/guard), one answer. */

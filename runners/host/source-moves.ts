@@ -355,8 +355,7 @@ export class SourceMoves {
     const session = engine.openSource({
       migration, epoch,
       target: {
-        address: endpoint.laneAddress,
-        port: endpoint.lanePort,
+        address: endpoint.laneAddress, port: endpoint.lanePort,
         identity: identityUri({ role: 'host', name: input.target }),
       },
       laneCount: policy.laneCount,

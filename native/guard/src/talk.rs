@@ -125,12 +125,12 @@ mod tests {
 
     #[test]
     fn commands_are_understood() {
-        let order = GrantOrder { ttl_ms: 12_000, sent_at_boottime_ms: 77 };
+        let order = GrantOrder { ttl_ms: 12, sent_at_boottime_ms: 7 };
         let stop = |signal| Command::StopVmm(StopOrder { signal });
         for (line, command) in [
             (r#"{"version":1,"status":{}}"#, Command::Status(Empty {})),
-            (r#"{"version":1,"renew":{"ttlMs":12000,"sentAtBoottimeMs":77}}"#, Command::Renew(order)),
-            (r#"{"version":1,"resume":{"ttlMs":12000,"sentAtBoottimeMs":77}}"#, Command::Resume(order)),
+            (r#"{"version":1,"renew":{"ttlMs":12,"sentAtBoottimeMs":7}}"#, Command::Renew(order)),
+            (r#"{"resume":{"ttlMs":12,"sentAtBoottimeMs":7},"version":1}"#, Command::Resume(order)),
             (r#"{"version":1,"stop-vmm":{}}"#, stop(StopSignal::Term)),
             (r#"{"stop-vmm":{"signal":"kill"},"version":1}"#, stop(StopSignal::Kill)),
         ] {

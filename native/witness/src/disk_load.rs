@@ -155,7 +155,7 @@ mod tests {
         let chunk = Duration::from_secs_f64(chunk_bytes() as f64 / 20e6);
         assert_eq!(next_due(start, start + chunk / 2, 20_000_000), start + chunk, "waits for it");
         let late = start + Duration::from_millis(100);
-        assert_eq!(next_due(start, late, 20_000_000), start + chunk, "at once, until it is made up");
+        assert_eq!(next_due(start, late, 20_000_000), start + chunk, "at once, then later");
         let later = start + Duration::from_secs(5);
         assert_eq!(next_due(start, later + CATCH_UP_MAX, 20_000_000), later, "not all of it");
     }
