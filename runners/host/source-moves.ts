@@ -25,20 +25,10 @@ import { plantedFault } from './planted-faults.ts';
 import type { Turns } from './turns.ts';
 import { sourceVmm } from './vm-ports.ts';
 import type { VmOperations } from './vm-operations.ts';
+import { whileCalled } from './while-called.ts';
 
 type CopyInput = Parameters<HostActivities['copyMemoryAndSwitchOver']>[0];
 type CommandInput = Parameters<HostActivities['commandSession']>[0];
-
-/** One end of a wait: the caller gave up, the work goes on. */
-function whileCalled<T>(work: Promise<T>, { signal }: OperationCall): Promise<T> {
-  const left = Promise.withResolvers<never>();
-  const leave = (): void => left.reject(new CodedError('migration/cancelled', 'nobody waits'));
-  if (signal.aborted) leave();
-  signal.addEventListener('abort', leave, { once: true });
-  return Promise.race([work, left.promise]).finally(() => {
-    signal.removeEventListener('abort', leave);
-  });
-}
 
 /** How often a waiting call marks its session as attended, ms. */
 const attendEveryMs = 1_000;
