@@ -46,6 +46,7 @@ export function keepLogs(lab: Lab, folder: string): void {
 export async function runCampaign(options: CampaignOptions): Promise<void> {
   const { cells, tell, onRecord, interrupted } = options;
   let plant: Plant | null = null;
+  const smallDisks = cells.some(({ fault }) => fault === 'disk-full');
   let { baselineBytes } = options;
   const queue: (Cell | null)[] = [...(baselineBytes === null ? [null] : []), ...cells];
   try {
@@ -55,7 +56,7 @@ export async function runCampaign(options: CampaignOptions): Promise<void> {
       let record: RunRecord;
       try {
         if (plant === null) tell('raising a lab');
-        plant ??= await Plant.raise(options.onLab);
+        plant ??= await Plant.raise(options.onLab, { smallDisks });
         record = await new FaultRun(plant, cell, tell).run(baselineBytes);
       } catch (error) {
         record = spoilt(cell, error, Math.round(performance.now() - begunMs));

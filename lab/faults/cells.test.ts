@@ -32,6 +32,11 @@ describe('cells', () => {
     expect(obstacleOf(killed('source-runner', 'target/cont/before'))).toBeNull();
     expect(wayTo('source/revert/before')).toMatchObject({ victim: 'target-vmm' });
   });
+  it('fill the disks of hosts and of the ledger', () => {
+    const full = cellsOf({ victims: [], phases: ['memory'], faults: ['disk-full'] })
+      .filter((cell) => obstacleOf(cell) === null).map(({ victim }) => victim);
+    expect(full).toEqual(['ledger', 'source-host', 'target-host']);
+  });
   it('say how long they take', () => {
     expect(cutOf('cut-data-30s')).toEqual({ link: 'data', ms: 30_000 });
     expect(cutOf('sigkill')).toBeNull();

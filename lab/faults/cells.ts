@@ -100,7 +100,6 @@ export const holderOf = (point: FaultPoint): 'source-runner' | 'target-runner' |
     : point.startsWith('target/') ? 'target-runner' : 'control-worker');
 
 const notBuilt: Readonly<Partial<Record<Fault, string>>> = {
-  'disk-full': 'the lab gives its hosts no small file systems yet',
   oom: 'the lab puts no process into a cgroup of its own yet',
   clock: 'a time namespace shifts the monotonic clocks of a process from its start alone, and its '
     + 'host\'s guards would keep theirs: no host has two boot times',
@@ -120,6 +119,9 @@ export function obstacleOf({ phase, victim, fault }: Cell): string | null {
   const cut = cutOf(fault);
   if (cut !== null && victim !== 'source-runner' && victim !== 'target-runner') {
     return 'links are cut at a host; control worker, Temporal and ledger share a machine';
+  }
+  if (fault === 'disk-full' && victim !== 'ledger' && !victim.endsWith('-host')) {
+    return 'a disk is filled under a host or under the ledger';
   }
   if (fault === 'duplicate' || fault === 'late') {
     if (victim !== 'ledger') return 'requests are repeated to the ledger';

@@ -13,10 +13,13 @@ import { cutOf, stopMsOf } from './cells.ts';
 import type { Fault, Victim } from './cells.ts';
 import type { Plant } from './plant.ts';
 import { cutLink, powerOff, powerOn } from './power.ts';
+import { diskOf, fillDisk } from './small-disks.ts';
 import { until } from './waiting.ts';
 
 /** A dead process is started again after so long, as its system would do. */
 const outageMs = 1_000;
+/** Longer than a blackout's patience, shorter than a person would take. */
+const fullMs = 8_000;
 /** A killed VMM has to give back its memory. */
 const deathMsMax = 10_000;
 
@@ -76,6 +79,14 @@ export async function hurt(order: Hurt): Promise<void> {
     release();
     await sleep(cut.ms);
     return await mend();
+  }
+  if (fault === 'disk-full') {
+    const at = diskOf(plant.lab, victim);
+    if (at === null) throw new CodedError('internal', `${victim} has no disk of its own`);
+    const giveBack = fillDisk(at);
+    release();
+    await sleep(fullMs);
+    return giveBack();
   }
   if (fault === 'sigkill') return await killAndRestart(order);
   throw new CodedError('internal', `${fault} is not built`);

@@ -32,6 +32,7 @@ import type { LabHost } from '../network/plan.ts';
 import { processesOfLab } from '../processes.ts';
 import type { Victim } from './cells.ts';
 import { holderOf } from './cells.ts';
+import { mountSmallDisks } from './small-disks.ts';
 import { vmmPidIn } from './watch.ts';
 
 /** Small, so that a run is short; Redis in it writes every acknowledged write to its disk. */
@@ -78,10 +79,14 @@ export class Plant {
     this.#ledgerPort = fields.ledgerPort;
   }
 
-  static async raise(onLab: (lab: Lab) => void): Promise<Plant> {
+  /** `smallDisks`: hosts and ledger keep their things on file systems that can be filled. */
+  static async raise(
+    onLab: (lab: Lab) => void, { smallDisks = false }: { readonly smallDisks?: boolean } = {},
+  ): Promise<Plant> {
     const lab = await Lab.raise({ hostCount: 2 });
     onLab(lab);
     try {
+      if (smallDisks) await mountSmallDisks(lab);
       const image = placeGuestImage(imageDirectory(lab));
       const services = await composeLab({ lab, program: systemQemuProgram });
       const reopenLedger = (): Promise<Ledger> => connectLabLedger(lab, services);

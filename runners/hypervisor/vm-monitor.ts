@@ -198,6 +198,8 @@ export function runStateOf(status: string): VmRunState {
     case 'postmigrate':
     case 'finish-migrate':
     case 'suspended':
+    // Its disk had no room, or failed: the request is repeated when it goes on.
+    case 'io-error':
       return 'paused';
     case 'shutdown':
       return 'stopped';

@@ -1,0 +1,60 @@
+/**
+ * Small file systems for what a host keeps of its VMs, and for the ledger's log, so that they can be
+ * filled to the last byte without touching anybody else's. They go with the lab.
+ */
+import {
+  closeSync, fsyncSync, mkdirSync, openSync, rmdirSync, rmSync, truncateSync, writeFileSync, writeSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import { kib, mib } from '../../contracts/units.ts';
+import { runCommand } from '../command.ts';
+import { hostStateDirectory } from '../compose.ts';
+import type { Lab } from '../lab.ts';
+import type { Victim } from './cells.ts';
+
+/** Room for a guest's disk and for what a target keeps free (limits.diskReserveBytes). */
+const hostDiskBytes = 512 * mib;
+const ledgerDiskBytes = 32 * mib;
+const filler = 'everything-else';
+
+/** Where the file system of a victim is; null for one that has none. */
+export function diskOf(lab: Lab, victim: Victim): string | null {
+  if (victim === 'ledger') return join(lab.directories.data, 'ledger');
+  if (victim !== 'source-host' && victim !== 'target-host') return null;
+  return join(hostStateDirectory(lab, lab.host(victim === 'source-host' ? 1 : 2)), 'vms');
+}
+
+/** Before anything is started there. The images are sparse: they take what is written to them. */
+export async function mountSmallDisks(lab: Lab): Promise<void> {
+  for (const victim of ['ledger', 'source-host', 'target-host'] as const) {
+    const at = diskOf(lab, victim) ?? '';
+    const image = join(lab.directories.data, `${victim}.ext4`);
+    mkdirSync(at, { recursive: true, mode: 0o755 });
+    writeFileSync(image, '', { mode: 0o600 });
+    truncateSync(image, victim === 'ledger' ? ledgerDiskBytes : hostDiskBytes);
+    await runCommand(['mkfs.ext4', '-q', '-m', '0', image]);
+    await runCommand(['mount', '-o', 'loop', image, at]);
+    rmdirSync(join(at, 'lost+found'));
+  }
+}
+
+/** Takes all the room that is left; the answer gives it back. */
+export function fillDisk(at: string): () => void {
+  const path = join(at, filler);
+  const file = openSync(path, 'w', 0o600);
+  try {
+    for (const piece of [mib, 4 * kib, 1]) writeUntilFull(file, Buffer.alloc(piece, 1));
+    fsyncSync(file);
+  } finally {
+    closeSync(file);
+  }
+  return () => rmSync(path, { force: true });
+}
+
+function writeUntilFull(file: number, piece: Buffer): void {
+  try {
+    while (writeSync(file, piece) > 0);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOSPC') throw error;
+  }
+}
