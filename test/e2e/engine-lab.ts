@@ -3,7 +3,7 @@
  * engine alone does and takes.
  */
 import { execFileSync } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { createConnection } from 'node:net';
 import type { Socket } from 'node:net';
 import { join } from 'node:path';
@@ -19,6 +19,10 @@ import type {
 const root = new URL('../..', import.meta.url).pathname;
 const guest = { kernel: join(root, '.cache/guest/vmlinuz'), initrd: join(root, '.cache/guest/initrd') };
 const qemu = '/usr/bin/qemu-system-x86_64';
+/** UEFI's code and empty variables. */
+export const uefi = {
+  code: '/usr/share/OVMF/OVMF_CODE_4M.fd', variables: '/usr/share/OVMF/OVMF_VARS_4M.fd',
+} as const;
 
 /** What these tests need and the machine lacks; null when nothing. */
 export function missingParts(): string | null {
@@ -51,7 +55,7 @@ export class Vmm {
 
   constructor(options: {
     dir: string; name: string; memoryBytes: number; vcpuCount: number; load: string; incoming: boolean;
-    disk: LabDisk | null;
+    disk: LabDisk | null; firmware: 'bios' | 'uefi';
   }) {
     const { dir, name } = options;
     this.memoryPath = join(dir, `${name}.ram`);
@@ -59,7 +63,7 @@ export class Vmm {
     this.#qmpPath = join(dir, `${name}.qmp`);
     const parameters = [
       '-accel', 'tcg,thread=multi', '-cpu', 'qemu64', '-smp', String(options.vcpuCount),
-      '-m', `${options.memoryBytes / mib}M`, '-machine', 'pc-i440fx-7.2,memory-backend=ram0',
+      '-m', `${options.memoryBytes / mib}M`, ...this.#machine(options),
       '-object', `memory-backend-file,id=ram0,mem-path=${this.memoryPath},share=on,`
         + `size=${options.memoryBytes / mib}M`,
       '-nodefaults', '-vga', 'none', '-display', 'none', '-kernel', guest.kernel, '-initrd', guest.initrd,
@@ -80,6 +84,20 @@ export class Vmm {
     this.pid = Number(execFileSync('/bin/sh', ['-c', detached, qemu, ...parameters], {
       env: { ERRORS: join(dir, `${name}.err`) }, encoding: 'utf8',
     }));
+  }
+
+  #machine({ dir, name, firmware }: {
+    readonly dir: string; readonly name: string; readonly firmware: 'bios' | 'uefi';
+  }): readonly string[] {
+    if (firmware === 'bios') return ['-machine', 'pc-i440fx-7.2,memory-backend=ram0'];
+    const variables = join(dir, `${name}.vars`);
+    copyFileSync(uefi.variables, variables);
+    const node = (name: string, filename: string, isFixed: boolean): string => JSON.stringify({
+      driver: 'file', 'node-name': name, filename, 'read-only': isFixed });
+    return [
+      '-blockdev', node('code', uefi.code, true), '-blockdev', node('variables', variables, false),
+      '-machine', 'pc-q35-7.2,memory-backend=ram0,pflash0=code,pflash1=variables',
+    ];
   }
 
   async open(): Promise<void> {
@@ -192,11 +210,14 @@ export class EngineLab {
 
   async vmm(options: {
     memoryBytes: number; vcpuCount: number; load?: string; incoming?: boolean; disk?: LabDisk;
+    /** `uefi` is on q35. */
+    firmware?: 'bios' | 'uefi';
   }): Promise<Vmm> {
     const name = `vm${this.#vmms.length}`;
     const vmm = new Vmm({
       dir: this.dir, name, memoryBytes: options.memoryBytes, vcpuCount: options.vcpuCount,
       load: options.load ?? '', incoming: options.incoming ?? false, disk: options.disk ?? null,
+      firmware: options.firmware ?? 'bios',
     });
     this.#vmms.push(vmm);
     await vmm.open();

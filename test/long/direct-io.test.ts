@@ -5,30 +5,19 @@
  */
 import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
-import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, truncateSync, writeSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, rmSync, truncateSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { mib } from '../../contracts/units.ts';
 import { EngineLab, missingParts } from '../e2e/engine-lab.ts';
-import type { LabDisk, Vmm } from '../e2e/engine-lab.ts';
+import { checkedBytes, missedBy } from '../support/checked-move.ts';
 
 const lacking = missingParts();
 if (lacking !== null) console.warn(`moves with direct I/O are skipped: ${lacking} missing`);
 
-const memoryBytes = 256 * mib;
 const load = 'novacron.disk=64M novacron.diskrate=400M novacron.disk_device=/dev/vda';
-const moveCount = 4;
-const pageBytes = 4096;
-
-function differingPages(one: string, other: string): number {
-  const [a, b] = [readFileSync(one), readFileSync(other)];
-  let count = 0;
-  for (let at = 0; at < a.length; at += pageBytes) {
-    if (a.compare(b, at, at + pageBytes, at, at + pageBytes) !== 0) count += 1;
-  }
-  return count;
-}
+const moveCount = 10;
 
 describe.skipIf(lacking !== null)('a saturated disk', () => {
   const dir = mkdtempSync(join(tmpdir(), 'novacron-direct-io-'));
@@ -55,31 +44,6 @@ describe.skipIf(lacking !== null)('a saturated disk', () => {
     rmSync(dir, { recursive: true });
   });
 
-  /** Moves as far as the standing target; answers what the check found, which is all that differs. */
-  const missedBy = async (source: Vmm, disk: LabDisk): Promise<number> => {
-    const target = await lab.vmm({ memoryBytes, vcpuCount: 1, incoming: true, disk });
-    const tried = lab.sessions({
-      source, target, memoryBytes, postCopy: false, bandwidth: 0, downtimeBudgetMs: 300 });
-    await tried.source.connect();
-    tried.source.startPreCopy();
-    await tried.source.waitConverged();
-    await source.run('stop');
-    await tried.source.finishMemory({ mode: 'pre-copy' });
-    await tried.target.waitMemoryIn();
-    const differing = differingPages(source.memoryPath, target.memoryPath);
-    tried.target.beginCheck();
-    tried.source.checkImage().catch(() => undefined);
-    const { source: { wrongPageCount }, target: own } = await tried.target.waitChecked();
-    expect([wrongPageCount, own.wrongPageCount]).toEqual([differing, 0]);
-    await tried.target.repair();
-    expect(differingPages(source.memoryPath, target.memoryPath)).toBe(0);
-    await tried.source.abort();
-    await tried.target.close();
-    target.kill();
-    await source.run('cont');
-    return wrongPageCount;
-  };
-
   test.each([
     { aio: 'threads', direct: false }, { aio: 'io_uring', direct: false },
     { aio: 'native', direct: true }, { aio: 'io_uring', direct: true },
@@ -87,10 +51,10 @@ describe.skipIf(lacking !== null)('a saturated disk', () => {
     const path = join(dir, `${aio}-${direct}.img`);
     writeFileEmpty(path, 256 * mib);
     const disk = { path, aio, direct };
-    const source = await lab.vmm({ memoryBytes, vcpuCount: 1, load, disk });
+    const source = await lab.vmm({ memoryBytes: checkedBytes, vcpuCount: 1, load, disk });
     await source.ticked(30);
     const missed: number[] = [];
-    while (missed.length < moveCount) missed.push(await missedBy(source, disk));
+    while (missed.length < moveCount) missed.push(await missedBy(lab, source, { disk }));
     source.kill();
     console.info(`aio=${aio} O_DIRECT=${direct}: pages missed by tracking a move: ${missed.join(' ')}`);
     // Past the cache it is a matter of chance; native/session/tests/direct_io.rs insists on it.
