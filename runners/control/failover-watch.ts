@@ -5,7 +5,7 @@
  */
 import type { Client } from '@temporalio/client';
 import type { Logger } from 'pino';
-import { failoverRequest } from '../../contracts/identity.ts';
+import { failoverRequest, type VmName } from '../../contracts/identity.ts';
 import { timing } from '../../contracts/limits.ts';
 import type { HostView, Ledger, VmEntry } from '../../contracts/ownership.ts';
 import { outlivesItsHost } from '../../contracts/runner.ts';
@@ -30,11 +30,16 @@ export function watchForFailover(
   },
 ): { readonly close: () => void } {
   let isLooking = false;
+  /** Epoch of each VM that was told. */
+  const told = new Map<VmName, number>();
   const look = async (): Promise<void> => {
     const hosts = await ledger.listHosts();
     if (!hosts.some(({ silentForMs }) => silentForMs > timing.failoverSilentMsMin)) return;
     for (const { vm, epoch, owner } of abandonedVms(hosts, await ledger.listVms())) {
-      log.warn({ vm, epoch, owner }, 'its host is silent: a failover is asked for');
+      if (told.get(vm) !== epoch) {
+        log.warn({ vm, epoch, owner }, 'its host is silent: a failover is asked for');
+        told.set(vm, epoch);
+      }
       // The same VM and epoch join the one that is under way, whoever started it.
       await startLifecycle(client, {
         step: 'failover',

@@ -108,9 +108,7 @@ export class TargetMoves {
     const { vm, migration, epoch, source, running, policy } = input;
     const exactness = policy.exactness ?? defaultExactness;
     const incarnation = newIncarnation();
-    const monitor = await hypervisor.createTarget({
-      running, incarnation, volumeEpoch: epoch + 1,
-    });
+    const monitor = await hypervisor.createTarget({ running, incarnation });
     let session: TargetSession | null = null;
     try {
       const paths = hypervisor.paths(vm);

@@ -111,10 +111,8 @@ export class Hypervisor {
   async createTarget(options: {
     readonly running: RunningVm;
     readonly incarnation: Incarnation;
-    /** Under which the VM will own its shared volumes here. */
-    readonly volumeEpoch?: number;
   }): Promise<VmMonitor> {
-    const { running, volumeEpoch = 0 } = options;
+    const { running } = options;
     const spec = vmSpec.safeParse(specOfRunning(running));
     if (!spec.success) throw new CodedError('preflight/layout', spec.error.message.slice(0, 400));
     try {
@@ -128,7 +126,8 @@ export class Hypervisor {
       );
     }
     try {
-      await keepVolumeEpoch(this.paths(running.name), volumeEpoch);
+      // It waits for its guest: nothing of it writes before the gates are raised to its epoch.
+      await keepVolumeEpoch(this.paths(running.name), 'view');
       const monitor = await this.#launch(running.name, options.incarnation, 'incoming');
       await monitor.prepareMigration();
       return monitor;

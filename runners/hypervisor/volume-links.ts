@@ -40,8 +40,11 @@ const recordShape = z.strictObject({
   version: z.literal(1), pid: z.int().min(2), startTime: z.int().min(0),
 });
 
-/** Links connect under this epoch from now on; the connections they have stay as they are. */
-export const keepVolumeEpoch = (paths: VmPaths, epoch: number): Promise<void> =>
+/**
+ * Links connect under this epoch from now on, or only to read; the connections they have stay as they
+ * are.
+ */
+export const keepVolumeEpoch = (paths: VmPaths, epoch: number | 'view'): Promise<void> =>
   writeDurably(epochPath(paths), `${epoch}\n`);
 
 interface Links {

@@ -17,7 +17,7 @@ import { volumeProcesses, volumeProgram } from '../../lab/volumes.ts';
 import { commandIn } from '../../lab/processes.ts';
 import type { LabHost } from '../../lab/network/plan.ts';
 import { describeInLab } from '../support/lab-needs.ts';
-import { lightLoad, MoveStage, stageMsMax, until } from '../support/move-stage.ts';
+import { MoveStage, stageMsMax, until } from '../support/move-stage.ts';
 import type { StageGuest } from '../support/move-stage.ts';
 
 const roundCount = Number(process.env['NOVACRON_FAILOVERS'] ?? 10);
@@ -35,6 +35,7 @@ describeInLab('failover of a VM on a shared volume', () => {
     guest = await stage.guest({
       name: 'kept', octet: 190, failover: 'automatic', volume, outsideEveryMs: 20,
     });
+    await guest.outside.close();
   }, stageMsMax);
   afterAll(async () => {
     const sorted = tookMs.toSorted((a, b) => a - b);
@@ -46,41 +47,42 @@ describeInLab('failover of a VM on a shared volume', () => {
   }, stageMsMax);
 
   it.each(Array.from({ length: roundCount }, (_, index) => index + 1))('round %i', async () => {
-    const before = await guest.begin(lightLoad);
+    const before = await stage.entry(guest.vm);
     const [old, next] = [await guest.host(), await guest.otherHost()];
-    const writer = await OutsideClient.whenGuestAnswers({
+    // Its connections end with the host: each round has a client of its own.
+    const client = await OutsideClient.whenGuestAnswers({
       labId: stage.lab.id, namespace: stage.lab.plan.clientNamespace, address: guest.address,
       writeEveryMs: 10, echoEveryMs: 50,
     }, 20_000);
-    await writer.startWriting();
+    const first = await client.witness({ op: 'status' });
+    await client.startWriting();
     await until('writes', async () =>
-      ((await writer.report()).ackedWrites > 20 ? true : null), 20_000);
+      ((await client.report()).ackedWrites > 20 ? true : null), 20_000);
 
     const killedAtMs = performance.now();
     await powerOff(stage.lab, old);
     const boot = await until('its service answers elsewhere', async () => {
-      const status = await guest.outside.probe();
-      return status !== null && status.bootId !== before.status.bootId ? status : null;
+      const status = await client.probe();
+      return status !== null && status.bootId !== first.bootId ? status : null;
     }, 90_000);
-    tookMs.push(Math.round(performance.now() - killedAtMs));
-    await writer.stopWriting();
-    const read = await writer.readBackAnew();
+    const answeredMs = Math.round(performance.now() - killedAtMs);
+    tookMs.push(answeredMs);
+    const read = await client.readBackAnew();
     expect(read.lostWrites, 'acknowledged writes that are gone').toBe(0);
     expect(read.ackedWrites).toBeGreaterThan(20);
-    await writer.close();
     const entry = await stage.untilOwned(guest.vm, 10_000);
     expect(entry).toMatchObject({
-      owner: next.name, previous: old.name, epoch: before.entry.epoch + 1,
-      lastStarted: before.entry.epoch + 1, diskHolder: next.name,
+      owner: next.name, previous: old.name, epoch: before.epoch + 1,
+      lastStarted: before.epoch + 1, diskHolder: next.name,
     });
-    expect(boot.bootId).not.toBe(before.status.bootId);
 
     await powerOn(stage.lab, old);
-    await expectRefused(old, before.entry.epoch);
+    await expectRefused(old, before.epoch);
     await stage.expectClean(old, guest.vm, 30_000);
     expect((await stage.entry(guest.vm)).epoch).toBe(entry.epoch);
-    expect((await guest.outside.probe())?.bootId).toBe(boot.bootId);
-    expect(tookMs.at(-1)).toBeLessThanOrEqual(answersMsMax);
+    expect((await client.probe())?.bootId, 'it was not started twice').toBe(boot.bootId);
+    await client.close();
+    expect(answeredMs, 'from the kill to its answer, ms').toBeLessThanOrEqual(answersMsMax);
   }, 240_000);
 
   /** The old host asks as the VMM that it had would: its epoch is over at the gate. */

@@ -21,6 +21,7 @@ pub(crate) struct InFlight {
 #[allow(clippy::struct_excessive_bools, reason = "independent facts, in every combination")]
 pub(crate) struct Connection {
     pub(crate) epoch: u64,
+    pub(crate) reads_only: bool,
     pub(crate) in_transmission: bool,
     pub(crate) structured: bool,
     pub(crate) in_flight: HashMap<u64, InFlight>,

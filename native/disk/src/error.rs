@@ -14,11 +14,8 @@ pub enum GateError {
         writer: u64,
         gate: u64,
     },
-    /// The gate was not raised to the writer's epoch yet.
-    Early {
-        writer: u64,
-        gate: u64,
-    },
+    /// A write on a connection that is only for reading.
+    ReadsOnly,
     /// It did not happen in time; it may still happen.
     Deadline,
     /// There is no connection to the server that could do it.
@@ -37,9 +34,7 @@ impl fmt::Display for GateError {
             Self::Fenced { writer, gate } => {
                 write!(f, "epoch {writer} may not write any more, the gate is at {gate}")
             }
-            Self::Early { writer, gate } => {
-                write!(f, "epoch {writer} may not write yet, the gate is at {gate}")
-            }
+            Self::ReadsOnly => f.write_str("a write on a connection that is only for reading"),
             Self::Deadline => f.write_str("not in time"),
             Self::NotConnected => f.write_str("no connection to the NBD server"),
             Self::FlushFailed(code) => write!(f, "the NBD server could not flush: error {code}"),

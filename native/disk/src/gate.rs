@@ -30,24 +30,15 @@ pub struct GateOptions {
     /// Keeps the connection to the server when the client leaves, for the last flush. False for a
     /// tap at the source, which ends with either side.
     pub keeps_server: bool,
-    /// Lets only writers of exactly the gate's epoch write: one that connects above it may read,
-    /// and writes once the gate was raised to it. False lets every later epoch write.
-    pub awaits_raise: bool,
 }
 
 impl GateOptions {
     /// In front of the target's server.
-    pub const TARGET: Self = Self {
-        flush_every_bytes: Some(64 << 20),
-        keeps_server: true,
-        awaits_raise: false,
-    };
+    pub const TARGET: Self = Self { flush_every_bytes: Some(64 << 20), keeps_server: true };
     /// At the source: only counts.
-    pub const TAP: Self =
-        Self { flush_every_bytes: None, keeps_server: false, awaits_raise: false };
-    /// In front of a shared volume's server.
-    pub const VOLUME: Self =
-        Self { flush_every_bytes: None, keeps_server: true, awaits_raise: true };
+    pub const TAP: Self = Self { flush_every_bytes: None, keeps_server: false };
+    /// In front of a shared volume's server: it flushes when the guest does.
+    pub const VOLUME: Self = Self { flush_every_bytes: None, keeps_server: true };
 }
 
 /// One end of a connection: a unix socket, or a lane in whatever framing.
@@ -123,6 +114,22 @@ impl NbdGate {
     /// either side fails. The epoch is the one that the client was authenticated with; a lower one
     /// than the gate's is `Fenced` before a byte passes.
     pub fn serve(&self, epoch: u64, client: Stream, server: Stream) -> Result<(), GateError> {
+        self.carry(epoch, client, server)
+    }
+
+    /// As `serve`, for a client that may only read, as long as the gate stands where it does: a
+    /// write ends the connection, and so does a raise.
+    pub fn serve_reader(&self, client: Stream, server: Stream) -> Result<(), GateError> {
+        self.carry(None, client, server)
+    }
+
+    fn carry(
+        &self,
+        epoch: impl Into<Option<u64>>,
+        client: Stream,
+        server: Stream,
+    ) -> Result<(), GateError> {
+        let epoch = epoch.into();
         let (shared, keeps_server) = (&self.0, self.0.options.keeps_server);
         let cut_client: Arc<dyn Fn() + Send + Sync> = client.cut.into();
         let cut_server: Arc<dyn Fn() + Send + Sync> = server.cut.into();
@@ -233,7 +240,7 @@ impl Shared {
 
     fn open(
         &self,
-        epoch: u64,
+        writer: Option<u64>,
         server: Box<dyn Write + Send>,
         cut_server: &Arc<dyn Fn() + Send + Sync>,
         cut_client: &Arc<dyn Fn() + Send + Sync>,
@@ -242,6 +249,7 @@ impl Shared {
         if books.closed {
             return Err(GateError::Closed);
         }
+        let epoch = writer.unwrap_or(books.counts.epoch);
         if epoch < books.counts.epoch {
             return Err(GateError::Fenced { writer: epoch, gate: books.counts.epoch });
         }
@@ -254,6 +262,7 @@ impl Shared {
         books.next_id += 1;
         let connection = Connection {
             epoch,
+            reads_only: writer.is_none(),
             in_transmission: false,
             structured: false,
             in_flight: std::collections::HashMap::new(),
@@ -356,14 +365,10 @@ impl Shared {
         self.with(id, |connection, _| Ok(connection.structured))
     }
 
-    /// Refuses a write that comes before the gate was raised to its epoch.
-    pub(crate) fn check_turn(&self, id: u64) -> Result<(), GateError> {
-        let awaits_raise = self.options.awaits_raise;
-        self.with(id, |connection, counts| {
-            if awaits_raise && connection.epoch > counts.epoch {
-                return Err(GateError::Early { writer: connection.epoch, gate: counts.epoch });
-            }
-            Ok(())
+    /// Refuses a write on a connection that is only for reading.
+    pub(crate) fn check_writer(&self, id: u64) -> Result<(), GateError> {
+        self.with(id, |connection, _| {
+            if connection.reads_only { Err(GateError::ReadsOnly) } else { Ok(()) }
         })
     }
 

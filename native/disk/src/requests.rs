@@ -108,7 +108,7 @@ fn pass_request(
         return Err(GateError::Protocol("a request for too many bytes"));
     }
     if is_write {
-        shared.check_turn(id)?;
+        shared.check_writer(id)?;
     }
     let mut digest = blake3::Hasher::new();
     digest.update(&piece[4..8]).update(&piece[16..REQUEST_BYTES]);

@@ -67,7 +67,8 @@ pub struct LinkConfig {
     /// Socket for the VMM, given to `uid`.
     pub socket: PathBuf,
     pub uid: u32,
-    /// Holds the epoch of the VMM's incarnation, as digits; read at each connection.
+    /// Holds the epoch of the VMM's incarnation, as digits, or `view` before it has one; read at
+    /// each connection.
     pub epoch_path: PathBuf,
     /// Says which process this is; the link ends when it is removed or names another.
     pub record_path: PathBuf,

@@ -94,10 +94,10 @@ fn attend(volumes: &HashMap<String, Volume>, incoming: Incoming) {
         (None, _) => refused(0, format!("{} of {} is not served here", request.volume, request.vm)),
         (Some(volume), Wish::Look) => Answer::Ok { epoch: volume.epochs.epoch() },
         (Some(volume), Wish::Raise) => volume.raise(request.epoch),
-        (Some(volume), Wish::Open) => match volume.connect(request.epoch) {
+        (Some(volume), Wish::Open | Wish::View) => match volume.connect(&request) {
             Ok(server) => {
                 log_request(&identity, &request, "connected");
-                let ended = volume.serve(request.epoch, lane, server);
+                let ended = volume.serve(&request, lane, server);
                 let how = ended.map_or_else(|error| error.to_string(), |()| "left".to_owned());
                 return log_request(&identity, &request, &how);
             }
@@ -150,10 +150,13 @@ impl Volume {
         servers.is_empty()
     }
 
-    fn connect(&self, epoch: u64) -> Result<UnixStream, Answer> {
-        let kept = self.epochs.epoch();
-        if epoch < kept {
-            return Err(refused(kept, format!("epoch {epoch} at a gate of {kept}")));
+    fn connect(&self, request: &Request) -> Result<UnixStream, Answer> {
+        let (kept, epoch) = (self.epochs.epoch(), request.epoch);
+        if request.wish == Wish::Open && epoch != kept {
+            let why = format!("epoch {epoch} at a gate of {kept}");
+            // A raise to it may be on its way.
+            let early = epoch > kept;
+            return Err(if early { Answer::Failed { epoch: kept, why } } else { refused(kept, why) });
         }
         let connected = UnixStream::connect(&self.config.socket)
             .and_then(|server| Ok((peer_pid(&server)?, server)));
@@ -165,7 +168,12 @@ impl Volume {
         Ok(server)
     }
 
-    fn serve(&self, epoch: u64, mut lane: Lane, server: UnixStream) -> Result<(), GateError> {
+    fn serve(
+        &self,
+        request: &Request,
+        mut lane: Lane,
+        server: UnixStream,
+    ) -> Result<(), GateError> {
         let answer = Answer::Ok { epoch: self.epochs.epoch() };
         say(&mut lane.writer, &answer).map_err(io::Error::from)?;
         let Lane { reader, writer, control } = lane;
@@ -174,7 +182,11 @@ impl Volume {
             writer: Box::new(writer),
             cut: Box::new(move || control.shutdown()),
         };
-        self.gate.serve(epoch, client, Stream::from_unix(server)?)
+        let server = Stream::from_unix(server)?;
+        match request.wish {
+            Wish::Open => self.gate.serve(request.epoch, client, server),
+            _ => self.gate.serve_reader(client, server),
+        }
     }
 }
 

@@ -21,8 +21,10 @@ use std::time::{Duration, Instant};
 const ATTEMPT_MAX: Duration = Duration::from_secs(5);
 /// A VMM that asks is held so long while nobody answers; it asks again by itself afterwards.
 const PATIENCE: Duration = Duration::from_secs(10);
-const RETRY_EVERY: Duration = Duration::from_millis(200);
+const RETRY_EVERY: Duration = Duration::from_millis(50);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Said in place of an epoch while the VMM waits for its guest.
+const VIEW: &str = "view";
 const PIECE_BYTES: usize = 256 * 1024;
 
 /// Serves the VMM until the record of this process is gone.
@@ -109,14 +111,17 @@ fn reach(config: &LinkConfig) -> Option<Lane> {
 
 fn attempt(config: &LinkConfig) -> Result<Result<Lane, Answer>, String> {
     let said = fs::read_to_string(&config.epoch_path).map_err(|error| error.to_string())?;
-    let epoch = said.trim().parse().map_err(|_| format!("{said:?} is no epoch"))?;
+    let (wish, epoch) = match said.trim() {
+        VIEW => (Wish::View, 0),
+        text => (Wish::Open, text.parse().map_err(|_| format!("{said:?} is no epoch"))?),
+    };
     let server: PeerIdentity = config.server_identity.parse().map_err(|()| "no identity")?;
     let papers = credentials(&config.tls).map_err(|error| error.to_string())?;
     let to = config.server.socket();
     let connector = Connector::new(to, &papers, &server, SocketOptions::default())
         .map_err(|error| error.to_string())?;
     let (vm, volume) = (config.vm.clone(), config.volume.clone());
-    let request = Request { wish: Wish::Open, vm, volume, epoch };
+    let request = Request { wish, vm, volume, epoch };
     let mut lane =
         connector.open(&request.encode(), ATTEMPT_MAX).map_err(|error| error.to_string())?;
     lane.reader.set_deadline(Some(Instant::now() + ATTEMPT_MAX));

@@ -1,10 +1,10 @@
 //! What a host asks of a gate and what the gate answers: the hello of a lane, and one line.
 //!
 //! ```text
-//!   hello   novacron-volume/1 open|raise|look VM VOLUME EPOCH
+//!   hello   novacron-volume/1 open|view|raise|look VM VOLUME EPOCH
 //!   answer  ok EPOCH \n  |  refused EPOCH why \n  |  failed EPOCH why \n      EPOCH: the gate's
 //! ```
-//! After `ok` to an `open` the lane carries NBD; every other lane ends with its answer.
+//! After `ok` to an `open` or a `view` the lane carries NBD; every other lane ends with its answer.
 
 use novacron_transport::{LaneError, LaneReader, LaneWriter};
 
@@ -14,8 +14,11 @@ const ANSWER_BYTES_MAX: usize = 512;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
-    /// An NBD connection under this epoch. Above the gate's it may only read until it is raised.
+    /// An NBD connection of the writer, under exactly the gate's epoch.
     Open,
+    /// An NBD connection that only reads and ends with the next raise: of a VMM that waits for its
+    /// guest. The epoch is 0.
+    View,
     /// The gate goes up to the epoch; answered when no lower write is in flight or queued.
     Raise,
     /// Where the gate stands; changes nothing.
@@ -34,6 +37,7 @@ impl Request {
     pub fn encode(&self) -> Vec<u8> {
         let wish = match self.wish {
             Wish::Open => "open",
+            Wish::View => "view",
             Wish::Raise => "raise",
             Wish::Look => "look",
         };
@@ -46,6 +50,7 @@ impl Request {
         let [PROTOCOL, wish, vm, volume, epoch] = words[..] else { return None };
         let wish = match wish {
             "open" => Wish::Open,
+            "view" => Wish::View,
             "raise" => Wish::Raise,
             "look" => Wish::Look,
             _ => return None,
@@ -117,7 +122,7 @@ mod tests {
 
     #[test]
     fn what_is_said_is_what_is_heard() {
-        for wish in [Wish::Open, Wish::Raise, Wish::Look] {
+        for wish in [Wish::Open, Wish::View, Wish::Raise, Wish::Look] {
             let request =
                 Request { wish, vm: "vm-a".into(), volume: "vm-a-data".into(), epoch: 7 };
             assert_eq!(Request::decode(&request.encode()), Some(request));
