@@ -41,8 +41,8 @@ const recordShape = z.strictObject({
 });
 
 /**
- * Links connect under this epoch from now on, or only to read; the connections they have stay as they
- * are.
+ * Links connect under this epoch from now on, or only to read; the connections they have stay as
+ * they are.
  */
 export const keepVolumeEpoch = (paths: VmPaths, epoch: number | 'view'): Promise<void> =>
   writeDurably(epochPath(paths), `${epoch}\n`);

@@ -155,8 +155,9 @@ impl Volume {
         if request.wish == Wish::Open && epoch != kept {
             let why = format!("epoch {epoch} at a gate of {kept}");
             // A raise to it may be on its way.
-            let early = epoch > kept;
-            return Err(if early { Answer::Failed { epoch: kept, why } } else { refused(kept, why) });
+            let is_early = epoch > kept;
+            let early = Answer::Failed { epoch: kept, why: why.clone() };
+            return Err(if is_early { early } else { refused(kept, why) });
         }
         let connected = UnixStream::connect(&self.config.socket)
             .and_then(|server| Ok((peer_pid(&server)?, server)));
