@@ -103,7 +103,7 @@ export const failures = {
   'migration/not-here': row(
     'This runner has no such session', true, 'nobody', 'The step is repeated.'),
   'runner/session-lost': row(
-    'A runner was started anew and its half of the move is gone', false, 'nobody',
+    'A runner was started anew or out of reach, and its half of the move is gone', false, 'nobody',
     'The move is tried afresh by itself; if it has ended, start it again.'),
   'link/lost': row('The link between the hosts broke', true, 'operator', 'Check the network.'),
   'link/refused': row(

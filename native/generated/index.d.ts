@@ -212,6 +212,7 @@ export interface NativeTargetOptions {
   disks: Array<NativeDiskEndpoint>
   postCopyAllowed: boolean
   balloon: boolean
+  adopted: boolean
   exactness: string
   planted: NativePlanted | null
 }

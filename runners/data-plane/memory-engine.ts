@@ -186,6 +186,7 @@ const nativeTargetOptions = (options: TargetOptions): Addon.NativeTargetOptions 
   disks: options.disks.map((disk) => ({ ...disk })),
   postCopyAllowed: options.postCopyAllowed,
   balloon: options.balloon,
+  adopted: options.adopted,
   exactness: options.exactness,
   planted: options.planted,
 });

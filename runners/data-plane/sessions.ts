@@ -132,7 +132,7 @@ export interface TargetOptions {
   readonly epoch: number;
   /** The only identity whose lanes are taken, e.g. novacron://host/h1. */
   readonly sourceIdentity: string;
-  /** The incoming VMM's memory file; emptied when the session opens. */
+  /** The incoming VMM's memory file; emptied when the session opens, unless it is adopted. */
   readonly memoryPath: string;
   readonly memoryBytes: Bytes;
   readonly vmmPid: number;
@@ -143,6 +143,8 @@ export interface TargetOptions {
   /** Faults are registered on the VMM before device load, so that pages may be missing. */
   readonly postCopyAllowed: boolean;
   readonly balloon: boolean;
+  /** What a runner before this one has received into the same memory and disks is kept. */
+  readonly adopted: boolean;
   /** Off: the guest's writes are not tracked after its start. */
   readonly exactness: ExactnessMode;
   /** Null but in a lab. */

@@ -170,8 +170,11 @@ export class HostRunner {
     } else if (entry.owner !== host) {
       // The source of an unsettled move keeps its image: it may be the only one.
       const isSource = entry.phase === 'unsettled' && entry.previous === host;
+      // What it has received is for the attempt that follows, which asks for it.
+      const isPrepared = entry.phase === 'preparing' && entry.target === host
+        && runState === 'incoming';
       if (isSource) await this.#sources.resume(entry);
-      else await this.#vms.remove(vm);
+      else if (!isPrepared) await this.#vms.remove(vm);
     } else if (entry.phase === 'unsettled' && entry.lastStarted < entry.epoch) {
       await this.#finishTakeOver(entry);
     } else if (entry.phase === 'unsettled' && await damageOf(this.#context, vm) !== null) {

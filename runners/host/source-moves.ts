@@ -314,23 +314,22 @@ export class SourceMoves {
       if (entry.phase !== 'preparing' || entry.migration !== input.migration) {
         throw new CodedError('migration/cancelled', `${input.migration} is not open in the ledger`);
       }
-      const move = await this.#make(input);
+      const move = await this.#make(input, known?.migration === input.migration);
       this.#moves.set(input.vm, { migration: input.migration, move, attempt });
       return move;
     });
   }
 
-  async #make(input: CopyInput): Promise<SourceMove> {
+  async #make(input: CopyInput, hasBegun: boolean): Promise<SourceMove> {
     const { hypervisor, engine, config, host, world, revoked, log } = this.#context;
     const { vm, migration, epoch, policy, endpoint } = input;
     const [running, identity, monitor, gates, note] = await Promise.all([
       hypervisor.inspect(vm), hypervisor.identity(vm), hypervisor.monitor(vm),
       this.#context.gatesOf(vm), this.#context.readNote(vm),
     ]);
-    const isSuccessor = note?.side === 'source' && note.migration === migration;
+    const isSuccessor = hasBegun || (note?.side === 'source' && note.migration === migration);
     if (isSuccessor && running.runState === 'paused') {
-      const detail = `${vm} stands for its hand-over, without its runner`;
-      throw new CodedError('runner/session-lost', detail);
+      throw new CodedError('runner/session-lost', `${vm} stands for its hand-over, no runner`);
     }
     if (identity.imageStamp !== epoch || identity.memoryPath === null) {
       throw new CodedError(

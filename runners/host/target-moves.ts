@@ -5,9 +5,7 @@
 import { defaultExactness, plainReport } from '../../contracts/exactness.ts';
 import type { ExactnessReport } from '../../contracts/exactness.ts';
 import { CodedError } from '../../contracts/failures.ts';
-import {
-  identityUri, type HostName, type Incarnation, type VmName,
-} from '../../contracts/identity.ts';
+import { identityUri, type HostName, type VmName } from '../../contracts/identity.ts';
 import { timing } from '../../contracts/limits.ts';
 import type { HostActivities, StepInput, TargetEndpoint } from '../../contracts/migration.ts';
 import type { VmEntry } from '../../contracts/ownership.ts';
@@ -16,6 +14,7 @@ import { raiseVmm } from '../cpu-priority.ts';
 import { openExports } from '../hypervisor/disk-mirror.ts';
 import type { TargetSession } from '../data-plane/sessions.ts';
 import type { HostContext } from './host-context.ts';
+import { adoptLeft, isLeft } from './left-target.ts';
 import { proposeUntilAnswered, readEntry } from './move/ledger-steps.ts';
 import { barredTarget } from './move/barred-ports.ts';
 import type { GreetingRefusal, PeerGreeter } from './move/peer-link.ts';
@@ -36,7 +35,6 @@ interface KnownTarget {
   readonly migration: string;
   readonly source: HostName;
   readonly epoch: number;
-  readonly incarnation: Incarnation;
   readonly move: Pick<TargetMove, 
     'stage' | 'outcome' | 'session' | 'isChecked' | 'attach' | 'discard' | 'close'>;
 }
@@ -89,26 +87,38 @@ export class TargetMoves {
         session,
       });
       const known = this.#moves.get(input.vm);
+      // Another name each time: the source begins a session of its own for each attempt.
+      const session = newIncarnation();
       if (known?.migration === input.migration && known.move.stage !== 'ended') {
-        return endpointOf(known.incarnation);
+        return endpointOf(session);
       }
       const entry = await readEntry(this.#context.world, input.vm);
       if (entry?.phase !== 'preparing' || entry.migration !== input.migration) {
         throw new CodedError('migration/cancelled', `${input.migration} is not open in the ledger`);
       }
-      // Whatever is left of an earlier try is nobody's: the ledger says that another host owns it.
       await this.#forget(input.vm);
+      if (await isLeft(this.#context, input)) {
+        try {
+          await this.#make(input, true);
+          return endpointOf(session);
+        } catch (error) {
+          this.#context.log.warn({ vm: input.vm, error: String(error) }, 'not adopted: made anew');
+        }
+      }
+      // Whatever is left of an earlier try is nobody's: the ledger says that another host owns it.
       await this.#vms.remove(input.vm);
-      return endpointOf(await this.#make(input));
+      await this.#make(input, false);
+      return endpointOf(session);
     });
   }
 
-  async #make(input: PrepareInput): Promise<Incarnation> {
+  async #make(input: PrepareInput, adopted: boolean): Promise<void> {
     const { hypervisor, lanes, world, log, config } = this.#context;
     const { vm, migration, epoch, source, running, policy } = input;
     const exactness = policy.exactness ?? defaultExactness;
-    const incarnation = newIncarnation();
-    const monitor = await hypervisor.createTarget({ running, incarnation });
+    const fresh = newIncarnation();
+    const { monitor, incarnation } = adopted ? await adoptLeft(this.#context, vm) : {
+      monitor: await hypervisor.createTarget({ running, incarnation: fresh }), incarnation: fresh };
     let session: TargetSession | null = null;
     try {
       const paths = hypervisor.paths(vm);
@@ -131,10 +141,11 @@ export class TargetMoves {
         disks: disks.map((exportName) => ({ nbdSocket: paths.nbdSocket, exportName })),
         postCopyAllowed: policy.postCopy !== 'never',
         balloon: running.balloon,
+        adopted,
         exactness,
         planted: await plantedFault(config.holdDirectory, vm, 'target'),
       });
-      await monitor.armIncoming(paths.incomingSocket);
+      if (!adopted) await monitor.armIncoming(paths.incomingSocket);
       await world.note(vm, {
         version: 1, migration, side: 'target', epoch, peer: source, stage: 'open',
       });
@@ -151,8 +162,7 @@ export class TargetMoves {
         }),
         log: log.child({ vm, migration }),
       });
-      this.#moves.set(vm, { migration, source, epoch, incarnation, move });
-      return incarnation;
+      this.#moves.set(vm, { migration, source, epoch, move });
     } catch (error) {
       await session?.close();
       await this.#vms.remove(vm);
@@ -187,13 +197,14 @@ export class TargetMoves {
       disks: [],
       postCopyAllowed: true,
       balloon: false,
+      adopted: false,
       exactness: 'off',
       planted: null,
     });
     const moveLog = log.child({ vm, migration });
     const { digest } = ready;
     const move = new ResumedTarget({ session, digest, epoch: entry.epoch, log: moveLog });
-    this.#moves.set(vm, { migration, source: previous, epoch, incarnation: startedBy, move });
+    this.#moves.set(vm, { migration, source: previous, epoch, move });
     try {
       await session.waitMemoryIn();
     } catch (error) {

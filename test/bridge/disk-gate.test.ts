@@ -97,6 +97,7 @@ describe.skipIf(lacking.length > 0)('a raised gate', () => {
       migration, epoch, sourceIdentity: 'novacron://host/h1', memoryPath: join(dir, 'ram-h2'),
       memoryBytes: 16 * mib, vmmPid: process.pid, deviceStateSocket: join(dir, 'in.sock'),
       disks: [{ nbdSocket, exportName: '' }], postCopyAllowed: false, balloon: false,
+      adopted: false,
       exactness: 'off', planted: null,
     });
     const source = openMemoryEngine().openSource({

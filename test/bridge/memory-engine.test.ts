@@ -120,7 +120,7 @@ describe.skipIf(lacking !== null)('memory engine through the bridge', () => {
     expect(codeOf(() => listener.expect({
       migration: 'm', epoch: 1, sourceIdentity: 'novacron://host/h1', memoryPath, memoryBytes: 16 * mib,
       vmmPid: process.pid, deviceStateSocket: join(dir, 'in'), disks: [], postCopyAllowed: false,
-      balloon: false, exactness: 'off', planted: null,
+      balloon: false, adopted: false, exactness: 'off', planted: null,
     }))).toBe('internal');
   });
 

@@ -237,7 +237,8 @@ export class EngineLab {
     const target = this.#listener.expect({
       migration, epoch: 1, sourceIdentity: 'novacron://host/h1', memoryPath: options.target.memoryPath,
       memoryBytes: options.memoryBytes, vmmPid: options.target.pid, deviceStateSocket: incomingSocket,
-      disks: [], postCopyAllowed: options.postCopy, balloon: true, exactness: 'after-resume',
+      disks: [], postCopyAllowed: options.postCopy, balloon: true, adopted: false,
+      exactness: 'after-resume',
       planted: null,
     });
     const source = this.engine.openSource({

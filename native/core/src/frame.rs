@@ -8,6 +8,7 @@
 //! source ◄─ target   Listed* ListEnd, where a fault lane opens in mid-post-copy, before Fault*
 //! source ─► target   Pages* Checked, then Pages for each Fault   (check lane, after the start)
 //! source ◄─ target   Resume, then Fault* Applied                 (check lane)
+//! source ◄─ target   Held* ListEnd, blocks for pages             (held-disk lane)
 //! ```
 //! A frame of the source carries a sequence that grows by one on its lane and goes on after a
 //! reconnect; `Applied` and `Resume` name the last one that was applied, so that a source resends

@@ -22,6 +22,8 @@ pub enum LaneRole {
     Disk { index: u16 },
     /// Pages that a check of the images found wrong, and what the check came to.
     Check,
+    /// What the image of disk `index` holds, before its mirror begins anew.
+    HeldDisk { index: u16 },
 }
 
 /// The opening words of a lane.
@@ -43,6 +45,7 @@ impl Hello {
             LaneRole::Device => (3, 0, 0),
             LaneRole::Disk { index } => (4, index, 0),
             LaneRole::Check => (5, 0, 0),
+            LaneRole::HeldDisk { index } => (6, index, 0),
         };
         let mut out = vec![HELLO_VERSION, kind];
         out.extend_from_slice(&index.to_le_bytes());
@@ -68,6 +71,7 @@ impl Hello {
             3 if (index, count) == (0, 0) => LaneRole::Device,
             4 if index < DISK_COUNT_MAX && count == 0 => LaneRole::Disk { index },
             5 if (index, count) == (0, 0) => LaneRole::Check,
+            6 if index < DISK_COUNT_MAX && count == 0 => LaneRole::HeldDisk { index },
             _ => return None,
         };
         let memory_bytes = long(14);
@@ -87,13 +91,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn hello_survives_the_way(epoch in any::<u64>(), pages in 1_u64..1 << 28, kind in 0..5,
+        fn hello_survives_the_way(epoch in any::<u64>(), pages in 1_u64..1 << 28, kind in 0..6,
             index in 0_u16..8, migration in "[a-z/0-9-]{1,80}") {
             let role = match kind {
                 0 => LaneRole::Memory { index, count: 16 },
                 1 => LaneRole::Fault,
                 2 => LaneRole::Device,
                 3 => LaneRole::Check,
+                4 => LaneRole::HeldDisk { index },
                 _ => LaneRole::Disk { index },
             };
             let hello = Hello { migration, epoch, memory_bytes: pages * 4096, role };

@@ -47,6 +47,11 @@ impl Connection {
         self.in_flight.values().filter(|request| request.is_write).count() as u64
     }
 
+    /// The server has something of it that it has not answered.
+    pub(crate) fn may_still_write(&self) -> bool {
+        !self.server_gone && (self.forwarding || self.writes_in_flight() > 0)
+    }
+
     pub(crate) fn can_flush(&self) -> bool {
         self.in_transmission && !self.server_gone
     }

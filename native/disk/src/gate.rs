@@ -6,6 +6,7 @@
 
 use crate::GateError;
 use crate::books::{Books, Connection, InFlight};
+use crate::held::HeldBlocks;
 use crate::protocol::{IN_FLIGHT_MAX, flush_request};
 use crate::replies::pass_replies;
 use crate::requests::{Leave, pass_requests};
@@ -96,6 +97,8 @@ pub(crate) struct Shared {
     books: Mutex<Books>,
     changed: Condvar,
     options: GateOptions,
+    /// What the image behind the server holds, as far as it is known to be so still.
+    held: Mutex<HeldBlocks>,
 }
 
 /// The gate of one disk; clones are the same gate.
@@ -107,7 +110,8 @@ impl NbdGate {
     pub fn new(epoch: u64, options: GateOptions) -> Self {
         let mut books = Books::default();
         books.counts.epoch = epoch;
-        Self(Arc::new(Shared { books: Mutex::new(books), changed: Condvar::new(), options }))
+        let held = Mutex::default();
+        Self(Arc::new(Shared { books: Mutex::new(books), changed: Condvar::new(), options, held }))
     }
 
     /// Carries one client's connection, on this thread and one more, until the client leaves or
@@ -157,7 +161,7 @@ impl NbdGate {
                 return Err(cause.into());
             }
         };
-        let ended = pass_requests(shared, id, &mut { client.reader });
+        let ended = pass_requests(shared, id, &mut { client.reader }, &to_client);
         drop(to_client.lock().unwrap_or_else(PoisonError::into_inner).take());
         let stays = keeps_server && shared.leave_to_flush(id);
         cut_client();
@@ -191,6 +195,18 @@ impl NbdGate {
     /// waits for nothing: what became of their writes is the matter of the gate at the target.
     pub fn raise(&self, epoch: u64, timeout: Duration) -> Result<(), GateError> {
         self.0.raise(epoch, Instant::now() + timeout)
+    }
+
+    /// Ends every connection and counts anew from nothing, for a client that begins anew: returns
+    /// once none of their writes is in flight, and says whether any was ever sent. Failures as of
+    /// `raise`.
+    pub fn restart(&self, timeout: Duration) -> Result<bool, GateError> {
+        self.0.restart(Instant::now() + timeout)
+    }
+
+    /// Of writes from now on only what the image does not hold is passed.
+    pub fn pass_only_news(&self, held: HeldBlocks) {
+        *self.0.held() = held;
     }
 
     pub fn counts(&self) -> GateCounts {
@@ -231,6 +247,10 @@ impl Shared {
         }
         let waited = self.changed.wait_timeout(books, left);
         Ok(waited.unwrap_or_else(PoisonError::into_inner).0)
+    }
+
+    pub(crate) fn held(&self) -> MutexGuard<'_, HeldBlocks> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn counts(&self) -> GateCounts {
@@ -531,6 +551,23 @@ impl Shared {
         }
     }
 
+    fn restart(&self, deadline: Instant) -> Result<bool, GateError> {
+        let mut books = self.lock();
+        for one in books.connections.values() {
+            (one.cut_client)();
+        }
+        while books.connections.values().any(Connection::may_still_write) {
+            books = self.wait(books, deadline)?;
+        }
+        books.retain(|_| false);
+        let counts = &mut books.counts;
+        (counts.writes_completed, counts.writes_digest) = (0, 0);
+        let has_written = (counts.writes_lost == 0).then_some(counts.writes_sent > 0);
+        drop(books);
+        self.changed.notify_all();
+        has_written.ok_or(GateError::NotConnected)
+    }
+
     fn raise(&self, epoch: u64, deadline: Instant) -> Result<(), GateError> {
         let mut books = self.lock();
         if epoch < books.counts.epoch {
@@ -550,9 +587,7 @@ impl Shared {
         }
         // A request whose last piece was held back can't be applied: the server waits for it, and
         // finds the end of the stream instead. Only answers prove the others.
-        while books.connections.values().any(|one| {
-            one.epoch < epoch && !one.server_gone && (one.forwarding || one.writes_in_flight() > 0)
-        }) {
+        while books.connections.values().any(|one| one.epoch < epoch && one.may_still_write()) {
             books = self.wait(books, deadline)?;
         }
         books.retain(|one| one.epoch >= epoch);

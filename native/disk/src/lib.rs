@@ -4,7 +4,8 @@
 //! between: it follows the protocol in both directions, counts the writes (that is ioSequence)
 //! and sums up what they were,
 //! asks the server to flush without the client's help, and refuses every write whose epoch is
-//! lower than the gate's. It leaves the sockets, the lanes and the mirror to others, and so the
+//! lower than the gate's. Of a mirror that begins anew a tap lets only pass what the image does not
+//! hold already. It leaves the sockets, the lanes and the mirror to others, and so the
 //! epoch's durability: a file beside the disk holds it before `raise` is called.
 //!
 //! ```text
@@ -15,6 +16,8 @@
 mod books;
 mod error;
 mod gate;
+mod held;
+mod image;
 mod negotiation;
 mod protocol;
 mod replies;
@@ -22,3 +25,5 @@ mod requests;
 
 pub use error::GateError;
 pub use gate::{Flushed, GateCounts, GateOptions, NbdGate, Stream};
+pub use held::{HELD_BLOCK_BYTES, HeldBlocks, block_digest};
+pub use image::read_blocks;

@@ -23,6 +23,8 @@ pub(crate) const OPTION_HIDDEN: u32 = 0x6e00_0000;
 /// Highest option number that can be hidden and brought back.
 pub(crate) const OPTION_NUMBER_MAX: u32 = 0x00ff_ffff;
 pub(crate) const REPLY_ACK: u32 = 1;
+pub(crate) const REPLY_INFO: u32 = 3;
+pub(crate) const INFO_EXPORT: u16 = 0;
 pub(crate) const REPLY_ERROR_BIT: u32 = 1 << 31;
 
 pub(crate) const COMMAND_READ: u16 = 0;
@@ -35,6 +37,7 @@ pub(crate) const COMMAND_WRITE_ZEROES: u16 = 6;
 pub(crate) const COMMAND_BLOCK_STATUS: u16 = 7;
 
 pub(crate) const CHUNK_DONE: u16 = 1;
+pub(crate) const CHUNK_OFFSET_DATA: u16 = 1;
 pub(crate) const CHUNK_ERROR_BIT: u16 = 1 << 15;
 
 pub(crate) const REQUEST_BYTES: usize = 28;

@@ -152,7 +152,7 @@ fn pass_bytes(
 }
 
 /// To the client, if it is still there; that it left is noticed by the other direction.
-fn send(to_client: &ToClient, bytes: &[u8]) {
+pub(crate) fn send(to_client: &ToClient, bytes: &[u8]) {
     let mut slot = to_client.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(client) = slot.as_mut()
         && client.write_all(bytes).and_then(|()| client.flush()).is_err()

@@ -3,16 +3,22 @@
 use crate::GateError;
 use crate::books::InFlight;
 use crate::gate::Shared;
+use crate::held::HeldBlocks;
 use crate::negotiation::{check_client_flags, follow_option};
 use crate::protocol::{
     COMMAND_BLOCK_STATUS, COMMAND_CACHE, COMMAND_DISCONNECT, COMMAND_FLUSH, COMMAND_READ,
     COMMAND_TRIM, COMMAND_WRITE, COMMAND_WRITE_ZEROES, OPTION_BYTES, OWN_COOKIE, OWN_COOKIE_MASK,
-    PAYLOAD_BYTES_MAX, REQUEST_BYTES, REQUEST_MAGIC, be16, be32, be64,
+    PAYLOAD_BYTES_MAX, REQUEST_BYTES, REQUEST_MAGIC, SIMPLE_REPLY_BYTES, SIMPLE_REPLY_MAGIC, be16,
+    be32, be64,
 };
+use crate::replies::{ToClient, send};
 use std::io::{BufReader, ErrorKind, Read};
 
 /// Data of a write that is in memory at once.
 const PIECE_BYTES: usize = 256 * 1024;
+
+/// Longest write that is compared with what the image holds; a mirror's have 1 MiB.
+const COMPARED_BYTES_MAX: usize = 4 << 20;
 
 /// How a client left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +34,7 @@ pub(crate) fn pass_requests(
     shared: &Shared,
     id: u64,
     client: &mut dyn Read,
+    to_client: &ToClient,
 ) -> Result<Leave, GateError> {
     let mut client = BufReader::with_capacity(PIECE_BYTES, client);
     let mut flags = [0; 4];
@@ -40,7 +47,7 @@ pub(crate) fn pass_requests(
     let mut magic = [0; 4];
     while read_or_end(&mut client, &mut magic)? {
         let goes_on = if u32::from_be_bytes(magic) == REQUEST_MAGIC {
-            pass_request(shared, id, &mut client, &mut piece)?
+            pass_request(shared, id, &mut client, &mut piece, to_client)?
         } else {
             pass_option(shared, id, &mut client, &mut piece, magic)?
         };
@@ -79,6 +86,7 @@ fn pass_request(
     id: u64,
     client: &mut impl Read,
     piece: &mut [u8],
+    to_client: &ToClient,
 ) -> Result<bool, GateError> {
     if !shared.in_transmission(id)? {
         return Err(GateError::Protocol("a request before the options were agreed"));
@@ -107,8 +115,12 @@ fn pass_request(
     if data_bytes.max(reply_bytes) > PAYLOAD_BYTES_MAX {
         return Err(GateError::Protocol("a request for too many bytes"));
     }
+    let offset = be64(header, 16);
     if is_write {
         shared.check_writer(id)?;
+    }
+    if is_compared(shared, command, offset, length) {
+        return pass_news(shared, id, client, piece, to_client);
     }
     let mut digest = blake3::Hasher::new();
     digest.update(&piece[4..8]).update(&piece[16..REQUEST_BYTES]);
@@ -134,6 +146,60 @@ fn pass_request(
             return Ok(true);
         }
     }
+}
+
+/// Whether something of the request may be held already; what another writes is not any more.
+fn is_compared(shared: &Shared, command: u16, offset: u64, length: u32) -> bool {
+    let mut held = shared.held();
+    match command {
+        COMMAND_WRITE if length as usize <= COMPARED_BYTES_MAX && !held.is_empty() => return true,
+        COMMAND_WRITE | COMMAND_TRIM | COMMAND_WRITE_ZEROES => {
+            held.forget(offset, u64::from(length));
+        }
+        // The answers of our own must not fall between the pieces of a long reply.
+        COMMAND_READ => *held = HeldBlocks::default(),
+        _ => {}
+    }
+    false
+}
+
+/// Passes of a write what the image does not hold; all of it held, the answer is ours.
+fn pass_news(
+    shared: &Shared,
+    id: u64,
+    client: &mut impl Read,
+    piece: &[u8],
+    to_client: &ToClient,
+) -> Result<bool, GateError> {
+    let (cookie, offset, length) = (be64(piece, 8), be64(piece, 16), be32(piece, 24) as usize);
+    let mut whole = vec![0; REQUEST_BYTES + length];
+    whole[..REQUEST_BYTES].copy_from_slice(&piece[..REQUEST_BYTES]);
+    client.read_exact(&mut whole[REQUEST_BYTES..])?;
+    let news = shared.held().differing(offset, &whole[REQUEST_BYTES..]);
+    if news.is_empty() {
+        let mut reply = [0; SIMPLE_REPLY_BYTES];
+        reply[..4].copy_from_slice(&SIMPLE_REPLY_MAGIC.to_be_bytes());
+        reply[8..].copy_from_slice(&cookie.to_be_bytes());
+        send(to_client, &reply);
+        return Ok(true);
+    }
+    let offset = offset.wrapping_add(news.start as u64);
+    shared.held().forget(offset, news.len() as u64);
+    // The header moves up to the first byte that is news: a reply names only its cookie.
+    let mut header = [0; REQUEST_BYTES];
+    header.copy_from_slice(&whole[..REQUEST_BYTES]);
+    header[16..24].copy_from_slice(&offset.to_be_bytes());
+    header[24..].copy_from_slice(&(news.len() as u32).to_be_bytes());
+    whole[news.start..news.start + REQUEST_BYTES].copy_from_slice(&header);
+    let request = &whole[news.start..REQUEST_BYTES + news.end];
+    let mut digest = blake3::Hasher::new();
+    digest.update(&request[4..8]).update(&request[16..]);
+    let digest = first_half(&digest.finalize());
+    shared.begin_request(id)?;
+    let in_flight = InFlight { is_write: true, digest, reply_bytes: 0, failed: false };
+    shared.forward(id, request, Some((cookie, in_flight, news.len() as u64)))?;
+    shared.end_request(id)?;
+    Ok(true)
 }
 
 fn first_half(hash: &blake3::Hash) -> u128 {

@@ -1,6 +1,8 @@
 //! The gate between real QEMU programs: qemu-io and qemu-img as clients, qemu-nbd as the server.
 
-use novacron_disk::{GateCounts, GateError, GateOptions, NbdGate, Stream};
+use novacron_disk::{
+    GateCounts, GateError, GateOptions, HeldBlocks, NbdGate, Stream, read_blocks,
+};
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -184,6 +186,51 @@ fn converted_images_are_equal_counted_and_flushed() {
         // The client has left; the gate still flushes.
         let flushed = bench.gate.flush(PATIENCE).expect("flushed");
         assert_eq!((flushed.io_sequence, flushed.complete), (counts.writes_completed, true));
+        let image = bench.image();
+        let compare = ["compare", "-U", "-f", "raw", "-F", format, &source, &image];
+        assert!(run_well("qemu-img", &compare).contains("identical"));
+    }
+}
+
+#[test]
+fn a_copy_that_begins_anew_sends_only_what_the_image_does_not_hold() {
+    if !has_qemu() {
+        return;
+    }
+    for format in ["raw", "qcow2"] {
+        let bench = Bench::new(format, "64M", GateOptions::TARGET);
+        let path = bench.directory.join("source.img");
+        source_image(&path, 64, 7);
+        let source = path.display().to_string();
+        let uri = bench.uri();
+        let convert = ["convert", "-n", "-f", "raw", "-O", "raw", &source, &uri];
+        run_well("qemu-img", &convert);
+        let first = bench.gate.counts();
+        // What a guest writes while nobody copies: data, and a hole that was data.
+        let mut bytes = fs::read(&path).expect("the source");
+        for block in [1, 200, 700] {
+            bytes[block * 65_536..][..65_536].fill(0xA7);
+        }
+        bytes[400 * 65_536..401 * 65_536].fill(0);
+        fs::write(&path, bytes).expect("the source");
+
+        assert!(bench.gate.restart(PATIENCE).expect("nothing is in flight"), "it has written");
+        let counts = bench.gate.counts();
+        assert_eq!((counts.writes_completed, counts.writes_digest), (0, 0));
+        let mut held = HeldBlocks::default();
+        let server = UnixStream::connect(bench.directory.join("server.sock")).expect("a server");
+        let listed = read_blocks(server, "", |block, digest| {
+            held.put(block, digest);
+            Ok(())
+        });
+        listed.expect("the image is read");
+        bench.gate.pass_only_news(held);
+        run_well("qemu-img", &convert);
+        let again = bench.gate.counts().write_bytes - first.write_bytes;
+        println!("{format}: {} bytes, then {again}", first.write_bytes);
+        assert!((3 * 65_536..20 * 65_536).contains(&again), "{again} bytes came again");
+        bench.await_ends(2);
+        bench.gate.flush(PATIENCE).expect("flushed");
         let image = bench.image();
         let compare = ["compare", "-U", "-f", "raw", "-F", format, &source, &image];
         assert!(run_well("qemu-img", &compare).contains("identical"));

@@ -49,6 +49,7 @@ pub struct NativeTargetOptions {
     pub disks: Vec<NativeDiskEndpoint>,
     pub post_copy_allowed: bool,
     pub balloon: bool,
+    pub adopted: bool,
     pub exactness: String,
     pub planted: Option<NativePlanted>,
 }
@@ -166,6 +167,7 @@ impl NativeListener {
             disks: options.disks.into_iter().map(to_endpoint).collect(),
             post_copy_allowed: options.post_copy_allowed,
             balloon: options.balloon,
+            adopted: options.adopted,
             exactness: exactness(&options.exactness)?,
             planted: planted(options.planted)?,
         };

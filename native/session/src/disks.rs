@@ -3,13 +3,16 @@
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use novacron_disk::{GateError, GateOptions, NbdGate, Stream};
+use novacron_disk::{GateError, GateOptions, HeldBlocks, NbdGate, Stream};
 use novacron_transport::Lane;
 
 use crate::failure::{Failure, FailureCode};
 
 /// Longest flush: beyond it a disk is broken, not slow, and the move is better given up.
 const FLUSH_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// How long a VMM may take for the writes that it has of a mirror that is no more.
+const RESTART_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Counts, and at the target flushes and fences, what the mirrors write.
 pub(crate) struct Disks {
@@ -36,6 +39,22 @@ impl Disks {
         if let (Some(gate), Ok(server)) = (self.gates.get(index), Stream::from_unix(server)) {
             // As above: the lane ends, and the mirror job with it.
             let _ = gate.serve(self.epoch, lane_stream(lane), server);
+        }
+    }
+
+    /// Ends the streams of a mirror that is no more and counts anew; says whether it wrote at all.
+    pub(crate) fn restart(&self, index: usize) -> Result<bool, Failure> {
+        let Some(gate) = self.gates.get(index) else { return Ok(false) };
+        gate.restart(RESTART_WAIT_MAX).map_err(|error| {
+            let detail = format!("disk {index}: ending the mirror of before: {error}");
+            Failure::new(FailureCode::DiskMirror, detail)
+        })
+    }
+
+    /// From now on only what the target's image does not hold is sent.
+    pub(crate) fn pass_only_news(&self, index: usize, held: HeldBlocks) {
+        if let Some(gate) = self.gates.get(index) {
+            gate.pass_only_news(held);
         }
     }
 

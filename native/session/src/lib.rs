@@ -8,6 +8,7 @@
 //!   fault server                ◄── fault lane ────►  fault server (userfaultfd)
 //!   image check                 ◄── check lane ────►  image check, once the target runs
 //!   device tunnel               ◄── device lane ───►  device tunnel, held until memory is in
+//!   disk taps                   ◄── held-disk lanes ─ digests of what the images hold
 //!   disk tunnels                ◄── disk lanes ────►  disk tunnels, through the gate
 //! ```
 //! A chunk of memory always travels on the same lane, so a page never overtakes itself and rounds

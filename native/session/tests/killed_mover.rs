@@ -72,6 +72,7 @@ fn the_mover_itself() {
         disks: Vec::new(),
         post_copy_allowed: true,
         balloon: false,
+        adopted: false,
         exactness: Exactness::Off,
         planted: PlantedFaults::default(),
     };

@@ -5,7 +5,7 @@ mod support;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 
-use novacron_session::{FinishMode, SourceOptions, SourceSession};
+use novacron_session::{Exactness, FinishMode, SourceOptions, SourceSession, TargetOptions};
 use support::{Lab, Try, Wanted, assert_equal, until};
 
 const BYTES: u64 = 64 << 20;
@@ -34,7 +34,6 @@ fn what_the_target_holds_is_not_sent_again() {
         let wanted = Wanted { lanes, post_copy, bandwidth: 20_000_000, ..Wanted::default() };
         let mut attempt = lab.start(&wanted);
         begin(&attempt);
-        let (mut vmm, _) = attempt.device_target.accept().expect("the target connects at once");
         let mut changed = 0;
         for death in 1..=deaths {
             let goal = PAGES * 3 / 4 * death / deaths;
@@ -57,13 +56,44 @@ fn what_the_target_holds_is_not_sent_again() {
         let received = attempt.target.snapshot().received_pages;
         assert!(received <= PAGES + changed + deaths * SLACK, "{received} pages came");
 
-        // The VMM's connection is the first one still.
         let mut state = attempt.device_client();
         state.write_all(b"device state").expect("sent");
         state.shutdown(Shutdown::Write).expect("ended");
+        // The VMM is connected only now: losing a connection would have ended it.
+        let (mut vmm, _) = attempt.device_target.accept().expect("the target connects");
         let mut seen = Vec::new();
         vmm.read_to_end(&mut seen).expect("it arrives");
         assert_eq!(seen, b"device state");
+    }
+}
+
+#[test]
+fn what_a_target_before_it_has_received_is_not_sent_again() {
+    for (lanes, exactness) in [(1, Exactness::Off), (3, Exactness::AfterResume)] {
+        let lab = Lab::new(BYTES);
+        lab.guest.write_pages(0, PAGES, 7);
+        let bandwidth = 20_000_000;
+        let wanted =
+            Wanted { lanes, post_copy: true, bandwidth, exactness, ..Wanted::default() };
+        let mut attempt = lab.start(&wanted);
+        begin(&attempt);
+        until("most of it", || attempt.target.snapshot().received_pages > PAGES / 2);
+        let received = attempt.target.snapshot().received_pages;
+        attempt.target.end();
+        attempt.source.converged().wait().expect_err("its target is gone");
+        attempt.end_source();
+        lab.guest.write_pages(100, 50, 8);
+        lab.guest.zero_pages(3000, 40);
+        let options = TargetOptions { adopted: true, ..attempt.target_options.clone() };
+        attempt.target = lab.listener.expect(options).expect("a second target");
+        let mut options = attempt.source_options.clone();
+        options.bandwidth_bytes_per_second = 0;
+        attempt.source = SourceSession::open(options).expect("a second source");
+        begin(&attempt);
+        attempt.source.converged().wait().expect("converged");
+        expect_equal_after_the_last_pass(&lab, &attempt);
+        let again = attempt.target.snapshot().received_pages;
+        assert!(again <= PAGES - received + 50 + SLACK, "{received} pages, then {again}");
     }
 }
 

@@ -337,6 +337,17 @@ describe('the hand-over', () => {
     await expect(dead.sourceMove.abort('compensation')).resolves.toBeUndefined();
   });
 
+  test.each(['disks-synchronised', 'converged', 'tighten'])(
+    'does not begin over a link that was lost at %s: the next session goes on', async (cutAt) => {
+      const moved = stage({ cutAt });
+      const outcome = await moved.outcome();
+      expect(outcome).toMatchObject({
+        kind: 'failed', resumed: true, failure: { code: 'runner/session-lost' } });
+      expect(moved.trace).not.toContain('stop');
+      expect([...moved.running]).toEqual([h1]);
+      expect(moved.ledger.entry()).toMatchObject({ phase: 'preparing', owner: h1 });
+    });
+
   test('goes in the order of the protocol', async () => {
     const scene = stage();
     const [outcome] = await Promise.all([scene.outcome(), scene.targetMove.outcome]);

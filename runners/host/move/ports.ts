@@ -191,7 +191,7 @@ export interface SourceMoveOptions {
   readonly session: SourceSession;
   readonly openLink: () => Promise<PeerConversation>;
   readonly lanes: MoveLanes;
-  /** A runner before this one has begun the same move and died. */
+  /** A session before this one, perhaps of a runner that died, has begun the same move. */
   readonly isSuccessor: boolean;
   /** Sockets that the session listens on: device state, and one a disk. */
   readonly deviceStateSocket: string;

@@ -16,6 +16,7 @@ import {
 } from './give-up-cause.ts';
 import { Interruption } from './interruption.ts';
 import { proposeUntilAnswered, readEntry, sourceNote } from './ledger-steps.ts';
+import { openPatiently } from './patient-link.ts';
 import type { PeerMessage } from './peer-messages.ts';
 import type { PeerConversation, SourceMoveOptions } from './ports.ts';
 import { ProgressLooks } from './progress.ts';
@@ -127,17 +128,17 @@ export class SourceMove {
   }
 
   async #connect(): Promise<void> {
-    const { openLink, session } = this.#options;
-    const link = await openLink();
+    const link = await openPatiently(this.#options, () => this.#closed);
     link.listen((message) => this.#receive(message));
     void link.gone.then((reason) => {
       this.#options.log.warn({ reason: reason.message }, 'peer link is gone');
       if (this.#link === link) this.#link = null;
       this.#cutDisks();
+      this.#interruption.lose(`the link to the target: ${reason.message}`);
       this.#rouse();
     });
     this.#link = link;
-    const [clock] = await Promise.all([link.compareClocks(), session.connect()]);
+    const [clock] = await Promise.all([link.compareClocks(), this.#options.session.connect()]);
     this.#clock = clock;
     this.#connectedMs = this.#options.world.nowMs();
   }

@@ -91,6 +91,7 @@ impl Rounds {
             disks: Vec::new(),
             post_copy_allowed: false,
             balloon: false,
+            adopted: false,
             exactness: Exactness::Off,
             planted: PlantedFaults::default(),
         });

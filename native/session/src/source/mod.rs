@@ -214,7 +214,8 @@ impl Shared {
         let mut ready = lock(&self.ready);
         *ready += 1;
         let device = usize::from(!self.resumed);
-        let needed = self.lane_count + device + usize::from(self.options.post_copy);
+        let disks = self.options.disk_sockets.len();
+        let needed = self.lane_count + device + disks + usize::from(self.options.post_copy);
         if *ready == needed {
             self.connected.give(Ok(()));
         }

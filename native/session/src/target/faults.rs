@@ -51,7 +51,9 @@ impl Prepared {
             None
         };
         check::arm(shared)?;
-        shared.memory.discard_all()?;
+        if !options.adopted {
+            shared.memory.discard_all()?;
+        }
         Ok(Self { faults: Mutex::new(faults) })
     }
 

@@ -7,6 +7,7 @@ use novacron_core::digest::PageHasher;
 use novacron_core::frame::{Frame, Refusal};
 use novacron_core::pages::{PageSet, lane_of_chunk};
 use novacron_core::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
+use novacron_guest_memory::is_zero_page;
 use novacron_transport::{Lane, LaneWriter};
 
 use crate::completion::lock;
@@ -39,8 +40,9 @@ pub(crate) fn serve(shared: &Arc<Shared>, lane: Lane, index: u16, count: u16) {
         count: usize::from(count),
         hasher: PageHasher::new(),
     };
+    let served = receiver.take_stock(&mut state).and_then(|()| receiver.run(&mut state, lane));
     // A broken lane is the source's to open again.
-    if let Err(failure) = receiver.run(&mut state, lane)
+    if let Err(failure) = served
         && failure.code != FailureCode::LinkLost
     {
         shared.fail(failure);
@@ -115,6 +117,37 @@ impl Receiver<'_> {
                 (bytes, since) = (0, 0);
             }
         }
+    }
+
+    /// Of memory that a target before this one has received nothing is known but what it says.
+    fn take_stock(&self, state: &mut LaneState) -> Result<(), Failure> {
+        if state.filled {
+            return Ok(());
+        }
+        let mut bytes = vec![0; CHUNK_BYTES];
+        let mut numbers = [0; CHUNK_PAGES];
+        for chunk in (self.index..self.shared.missing.chunks()).step_by(self.count) {
+            let count = pages_of_chunk(chunk, self.shared.memory.length()).count();
+            let found = &mut bytes[..count * PAGE_BYTES];
+            self.shared.memory.read(found, (chunk * CHUNK_BYTES) as u64)?;
+            let mut kept = 0;
+            for page in 0..count {
+                let at = page * PAGE_BYTES;
+                if bytes[at..].first_chunk().is_some_and(is_zero_page) {
+                    continue;
+                }
+                bytes.copy_within(at..at + PAGE_BYTES, kept * PAGE_BYTES);
+                numbers[kept] = (chunk * CHUNK_PAGES + page) as u64;
+                kept += 1;
+            }
+            let found = &bytes[..kept * PAGE_BYTES];
+            self.hasher.contributions(found, &numbers[..kept], |index, value| {
+                let page = numbers[index] as usize % CHUNK_PAGES;
+                state.table.replace(self.index_of(chunk, page), value);
+            });
+        }
+        state.filled = true;
+        Ok(())
     }
 
     /// What this lane holds, for a source that did not send it itself.

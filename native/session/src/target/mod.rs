@@ -2,10 +2,10 @@
 
 mod check;
 mod faults;
+mod held_disk;
 mod journal;
 mod lane;
 
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -58,6 +58,8 @@ pub struct TargetOptions {
     pub post_copy_allowed: bool,
     /// Pages may become holes without being written.
     pub balloon: bool,
+    /// What a target before this one has received into the same memory and disks is kept.
+    pub adopted: bool,
     pub exactness: Exactness,
     /// None but in tests.
     pub planted: PlantedFaults,
@@ -102,6 +104,8 @@ pub(crate) struct LaneState {
     pub(crate) applied: u64,
     pub(crate) table: LaneTable,
     pub(crate) last: bool,
+    /// The table says what memory holds.
+    pub(crate) filled: bool,
 }
 
 pub(crate) struct LaneSlot {
@@ -128,10 +132,8 @@ pub(crate) struct Shared {
     pub(crate) wire: Wire,
     pub(crate) figures: Figures,
     device: TunnelFigures,
-    /// The present device lane: a new one ends it before it waits for the VMM's socket.
+    /// The present device lane: a new one ends it.
     device_lane: Mutex<Option<LaneControl>>,
-    /// The VMM's incoming socket while no lane uses it: a VMM that loses it ends.
-    device_socket: Mutex<Option<UnixStream>>,
     disks: Disks,
     finals: Mutex<usize>,
     /// Sum over all lanes at the final markers.
@@ -169,9 +171,6 @@ impl Shared {
         }
         self.faults.let_go();
         self.check.end(failure, self.faults.left() > 0);
-        if let Ok(mut kept) = self.device_socket.try_lock() {
-            kept.take();
-        }
         self.memory_in.give(Err(failure.clone()));
         self.whole.give(Err(failure.clone()));
     }
@@ -184,8 +183,10 @@ impl Shared {
             let pages = before_final * CHUNK_PAGES;
             let slot = |_| {
                 let table = LaneTable::new(pages);
-                let (applied, last) = (0, self.resumed);
-                let state = LaneState { applied, table: table.clone(), last };
+                // A sequence that it does not know makes the source ask what is held.
+                let (applied, last) = (u64::from(self.options.adopted), self.resumed);
+                let filled = !self.options.adopted;
+            let state = LaneState { applied, table: table.clone(), last, filled };
                 LaneSlot { table, state: Mutex::new(state), current: Mutex::new(None) }
             };
             (0..count).map(slot).collect()
@@ -301,7 +302,6 @@ impl TargetSession {
             figures: Figures::default(),
             device: TunnelFigures::default(),
             device_lane: Mutex::new(None),
-            device_socket: Mutex::new(None),
             disks: Disks::new(options.disks.len(), options.epoch, GateOptions::TARGET),
             finals: Mutex::new(0),
             final_sum: Mutex::new(0),
@@ -427,11 +427,12 @@ pub(crate) fn take_lane(shared: &Arc<Shared>, hello: &Hello, lane: Lane) {
         LaneRole::Memory { index, count } => lane::serve(shared, lane, index, count),
         LaneRole::Fault => faults::serve_lane(shared, lane),
         LaneRole::Check => check::serve_lane(shared, lane),
-        LaneRole::Device | LaneRole::Disk { .. } if shared.resumed => {
+        LaneRole::Device | LaneRole::Disk { .. } | LaneRole::HeldDisk { .. } if shared.resumed => {
             refuse(lane, Refusal::Unknown);
         }
         LaneRole::Device => device_tunnel(shared, lane),
         LaneRole::Disk { index } => disk_tunnel(shared, lane, index),
+        LaneRole::HeldDisk { index } => held_disk::serve_lane(shared, lane, index),
     }
     shared.wire.remove(ticket);
 }
@@ -443,28 +444,16 @@ pub(crate) fn refuse(mut lane: Lane, reason: Refusal) {
     let _ = lane.writer.finish();
 }
 
-/// Connects to the VMM before any byte is there, and holds the bytes until memory is in. A lane
-/// that breaks before has cost nothing: the next one, perhaps of another source runner, goes on
-/// with the same connection.
+/// Connects to the VMM when the first byte is there, and holds the bytes until memory is in. A VMM
+/// that loses this connection ends: until then there is none, so lanes and runners may come and go.
 fn device_tunnel(shared: &Arc<Shared>, mut lane: Lane) {
     if let Some(before) = lock(&shared.device_lane).replace(lane.control.clone()) {
         before.shutdown();
     }
-    let mut kept = lock(&shared.device_socket);
-    let path = &shared.options.device_state_socket;
-    let connected = kept.take().map_or_else(
-        || tunnel::connect_patiently(path, DEVICE_SOCKET_WAIT_MAX, || shared.ended()),
-        Ok,
-    );
-    let relayed = connected.and_then(|local| {
-        let first = match tunnel::first_length(&mut lane) {
-            Ok(first) => first,
-            Err(failure) => {
-                // A mirror can't be joined: with disks the copy begins afresh, in another VMM.
-                *kept = shared.options.disks.is_empty().then_some(local);
-                return Err(failure);
-            }
-        };
+    let relayed = tunnel::first_length(&mut lane).and_then(|first| {
+        let path = &shared.options.device_state_socket;
+        let ended = || shared.ended();
+        let local = tunnel::connect_patiently(path, DEVICE_SOCKET_WAIT_MAX, ended)?;
         shared.wait_memory_in()?;
         tunnel::relay(local, lane, &shared.device, Some(first))
     });

@@ -185,6 +185,7 @@ impl Lab {
             disks: Vec::new(),
             post_copy_allowed: wanted.post_copy,
             balloon: true,
+            adopted: false,
             exactness: wanted.exactness,
             planted: wanted.planted,
         };
