@@ -18,7 +18,9 @@ const diskBytes = 48 * mib;
 
 /** What one such move came to. */
 export interface ResumedMove {
-  /** From the end of what happened until the move was over. */
+  /** From the end of what happened until the source sends again. */
+  readonly goesOnMs: number;
+  /** The same until the move was over. */
   readonly endedMs: number;
   /** Bytes beyond those of a plain move, by what a plain move sends. */
   readonly sentAgain: number;
@@ -71,11 +73,17 @@ export class ResumedMoves {
     }, 60_000);
     await options.happens(source, target);
     const overMs = performance.now();
+    const sentBefore = await this.#sentSince(source, begun);
+    let isOver = false;
+    void outcome.finally(() => { isOver = true; });
+    await until('the source sends again', async () =>
+      isOver || await this.#sentSince(source, begun) > sentBefore + mib || null, 60_000);
+    const goesOnMs = performance.now() - overMs;
     await completed(outcome);
     const endedMs = performance.now() - overMs;
     const sent = await this.#sentSince(source, begun);
     await guest.expectAt(target, before, 1);
-    return { endedMs, sentAgain: sent / this.#plainBytes - 1 };
+    return { goesOnMs, endedMs, sentAgain: sent / this.#plainBytes - 1 };
   }
 
   async #counters(): Promise<ReadonlyMap<string, number>> {
@@ -96,6 +104,7 @@ export class ResumedMoves {
 }
 
 /** For people. */
-export const told = (what: string, { endedMs, sentAgain }: ResumedMove): string =>
-  `${what}: over ${(endedMs / 1000).toFixed(1)} s later, `
+export const told = (what: string, { goesOnMs, endedMs, sentAgain }: ResumedMove): string =>
+  `${what}: sends again after ${(goesOnMs / 1000).toFixed(1)} s, over after `
+    + `${(endedMs / 1000).toFixed(1)} s, `
     + `${(sentAgain * 100).toFixed(1)} % sent again`;

@@ -165,7 +165,7 @@ fn converted_images_are_equal_counted_and_flushed() {
         return;
     }
     for format in ["raw", "qcow2"] {
-        let options = GateOptions { flush_every_bytes: Some(4 << 20), keeps_server: true };
+        let options = GateOptions { flush_every_bytes: Some(4 << 20), ..GateOptions::TARGET };
         let bench = Bench::new(format, "64M", options);
         let source = bench.directory.join("source.img");
         source_image(&source, 64, 7);
