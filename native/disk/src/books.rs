@@ -4,7 +4,7 @@
 use crate::gate::{Flushed, GateCounts};
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A request that the server has not answered yet.
 #[derive(Clone, Copy, Debug)]
@@ -102,4 +102,11 @@ impl Books {
             false
         });
     }
+}
+
+/// One piece, at once.
+pub(crate) fn write_to(server: &Mutex<Box<dyn Write + Send>>, bytes: &[u8]) -> std::io::Result<()> {
+    let mut server = server.lock().unwrap_or_else(PoisonError::into_inner);
+    server.write_all(bytes)?;
+    server.flush()
 }

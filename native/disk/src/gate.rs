@@ -5,7 +5,7 @@
 //! piece and completed here.
 
 use crate::GateError;
-use crate::books::{Books, Connection, InFlight};
+use crate::books::{Books, Connection, InFlight, write_to};
 use crate::held::HeldBlocks;
 use crate::protocol::{IN_FLIGHT_MAX, flush_request};
 use crate::replies::pass_replies;
@@ -596,10 +596,4 @@ impl Shared {
         self.changed.notify_all();
         if proven { Ok(()) } else { Err(GateError::NotConnected) }
     }
-}
-
-fn write_to(server: &Mutex<Box<dyn Write + Send>>, bytes: &[u8]) -> std::io::Result<()> {
-    let mut server = server.lock().unwrap_or_else(PoisonError::into_inner);
-    server.write_all(bytes)?;
-    server.flush()
 }

@@ -37,7 +37,9 @@ impl HeldBlocks {
         if end - first > self.0.len() as u64 {
             self.0.retain(|block, _| !(first..end).contains(block));
         } else {
-            (first..end).for_each(|block| drop(self.0.remove(&block)));
+            for block in first..end {
+                self.0.remove(&block);
+            }
         }
     }
 
@@ -45,7 +47,7 @@ impl HeldBlocks {
     /// empty when it holds all of it.
     pub(crate) fn differing(&self, offset: u64, data: &[u8]) -> Range<usize> {
         let size = HELD_BLOCK_BYTES;
-        if self.0.is_empty() || offset % size as u64 != 0 {
+        if self.0.is_empty() || !offset.is_multiple_of(size as u64) {
             return 0..data.len();
         }
         let first = offset / size as u64;
@@ -57,9 +59,8 @@ impl HeldBlocks {
             return 0..0;
         };
         let count = data.len().div_ceil(size);
-        let held_behind =
-            data.chunks(size).enumerate().skip(from).collect::<Vec<_>>().into_iter().rev()
-                .take_while(|one| is_held(*one)).count();
+        let behind = data.chunks(size).enumerate().skip(from).rev();
+        let held_behind = behind.take_while(|one| is_held(*one)).count();
         from * size..((count - held_behind) * size).min(data.len())
     }
 }
