@@ -129,6 +129,22 @@ fn await_state(pid: &Value, states: &str, at_most: Duration) {
     }
 }
 
+/// Descriptors of a process as (number, what it is), in order.
+fn descriptors(pid: &Value) -> Vec<(i32, String)> {
+    let mut fds: Vec<(i32, String)> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("descriptors")
+        .filter_map(|entry| {
+            let path = entry.expect("an entry").path();
+            let number = path.file_name().and_then(|name| name.to_str()).expect("a number");
+            // One that was closed meanwhile is none.
+            let target = fs::read_link(&path).ok()?.display().to_string();
+            Some((number.parse().expect("a number"), target))
+        })
+        .collect();
+    fds.sort();
+    fds
+}
+
 #[test]
 fn the_vmm_has_no_rights_and_a_session_of_its_own() {
     if !is_root() {
@@ -151,16 +167,13 @@ fn the_vmm_has_no_rights_and_a_session_of_its_own() {
         assert_eq!(u64::from_str_radix(&field(set), 16), Ok(0), "{set}");
     }
     assert_eq!(field("PPid"), guard["guardPid"].to_string());
-    let mut fds: Vec<(i32, String)> = fs::read_dir(format!("/proc/{pid}/fd"))
-        .expect("descriptors")
-        .map(|entry| {
-            let path = entry.expect("an entry").path();
-            let number = path.file_name().and_then(|name| name.to_str()).expect("a number");
-            let target = fs::read_link(&path).expect("a link").display().to_string();
-            (number.parse().expect("a number"), target)
-        })
-        .collect();
-    fds.sort();
+    // Its loader may still have a library open.
+    let began = Instant::now();
+    let mut fds = descriptors(pid);
+    while fds.iter().any(|(_, path)| path.contains(".so")) && began.elapsed() < PATIENCE {
+        thread::sleep(Duration::from_millis(5));
+        fds = descriptors(pid);
+    }
     let log = vm.directory.join("vmm.log").display().to_string();
     let device = guard["userfaultfdDeviceFd"].as_i64().expect("a number") as i32;
     let expected = [
