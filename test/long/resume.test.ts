@@ -62,6 +62,7 @@ describeInLab('a move goes on', () => {
     expect(result.sentAgain).toBeLessThan(0.2);
   });
 
+  /** The last of this file: control that is gone for good does not come back. */
   it.each(['a while', 'good'] as const)('without control for %s from STOP on', async (how) => {
     const { guest } = moves;
     const before = await guest.begin();
@@ -69,6 +70,7 @@ describeInLab('a move goes on', () => {
     const { hold, held } = holdFiles(holdDirectory, guest.vm);
     writeFileSync(hold, '');
     const { outcome } = await stage.move({ vm: guest.vm, target: target.name });
+    outcome.catch(() => undefined);
     await until('it stands', () => existsSync(held) || null, 60_000);
     const away = ['temporal', 'control'].map((name) => stage.lab.started(name));
     for (const one of away) {
@@ -94,6 +96,5 @@ describeInLab('a move goes on', () => {
     console.info(`control plane away for ${how}: answers after `
       + `${(answeredMs / 1000).toFixed(1)} s, settled after ${(settledMs / 1000).toFixed(1)} s`);
     await guest.expectAt(target, before, 1);
-    if (how === 'good') for (const one of away) await stage.lab.start(one.spec);
   });
 });
