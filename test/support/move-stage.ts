@@ -122,6 +122,13 @@ export interface StageWish
 }
 
 /** A move under way. */
+interface WantedMove {
+  readonly vm: VmName;
+  readonly target: string;
+  readonly policy?: Partial<MigrationPolicy>;
+  readonly request?: ReturnType<typeof requestId>;
+}
+
 export interface Move {
   readonly migration: MigrationId;
   readonly outcome: Promise<MigrationOutcome>;
@@ -216,10 +223,15 @@ export class MoveStage {
    * Starts a move of any name to any name; the outcome is awaited by whoever wants it. With consent
    * to post-copy unless the policy says otherwise: on a narrow link even a quiet guest needs it.
    */
-  async move(options: {
-    readonly vm: VmName; readonly target: string; readonly policy?: Partial<MigrationPolicy>;
-    readonly request?: ReturnType<typeof requestId>;
-  }): Promise<Move> {
+  async move(options: WantedMove): Promise<Move> {
+    const migration = await this.begin(options);
+    const outcome = this.outcome(migration);
+    outcome.catch(() => undefined);
+    return { migration, outcome };
+  }
+
+  /** Starts a move that nobody waits for. */
+  async begin(options: WantedMove): Promise<MigrationId> {
     const request = options.request ?? this.freshRequest();
     const { migration } = await startMigration(this.client, {
       version: 1, vm: options.vm, target: hostName(options.target), request,
@@ -227,9 +239,11 @@ export class MoveStage {
         ...defaultPolicy, postCopy: 'when-needed', deadlineMs: 120_000, ...options.policy,
       },
     });
-    const outcome = migrationOutcome(this.client, migration);
-    outcome.catch(() => undefined);
-    return { migration, outcome };
+    return migration;
+  }
+
+  outcome(migration: MigrationId): Move['outcome'] {
+    return migrationOutcome(this.client, migration);
   }
 
   async entry(vm: VmName): Promise<VmEntry> {
