@@ -121,7 +121,6 @@ export interface StageWish
   readonly prepare?: (lab: Lab) => Promise<void>;
 }
 
-/** A move under way. */
 interface WantedMove {
   readonly vm: VmName;
   readonly target: string;
@@ -129,6 +128,7 @@ interface WantedMove {
   readonly request?: ReturnType<typeof requestId>;
 }
 
+/** A move under way. */
 export interface Move {
   readonly migration: MigrationId;
   readonly outcome: Promise<MigrationOutcome>;
