@@ -3,19 +3,19 @@
  * ledger decides; this file only proposes, and reads a refusal as "already so" where it is.
  */
 import { CodedError, failureReport } from '../contracts/failures.ts';
-import type { HostName, MigrationId, VmName } from '../contracts/identity.ts';
+import type { MigrationId, VmName } from '../contracts/identity.ts';
 import type {
   ControlActivities, OpenMigration, SinceStart, StepInput, VmWhereabouts,
 } from '../contracts/migration.ts';
-import type {
-  Ledger, LedgerEvent, MigrationEnd, Refusal, Verdict, VmEntry,
-} from '../contracts/ownership.ts';
-import type { LifecycleControlActivities, VmLocation } from '../contracts/vm-lifecycle.ts';
+import type { Ledger, MigrationEnd, VmEntry } from '../contracts/ownership.ts';
+import type { LifecycleControlActivities } from '../contracts/vm-lifecycle.ts';
 import type { EvacuationActivities } from '../contracts/evacuation.ts';
 import { codedActivities } from './coded-activity.ts';
 import { evacuationSteps } from './evacuation-activities.ts';
 import { failoverSteps } from './failover-activities.ts';
+import type { FailoverActivities } from './failover-activities.ts';
 import type { EvacuationDependencies } from './evacuation-activities.ts';
+import { isOpen, LedgerSteps, refusalError } from './ledger-steps.ts';
 
 /** What the control activities need from outside. */
 export interface ControlDependencies extends EvacuationDependencies {
@@ -23,57 +23,8 @@ export interface ControlDependencies extends EvacuationDependencies {
   readonly isWorkflowRunning: (workflowId: string) => Promise<boolean>;
 }
 
-const isOpen = (entry: VmEntry): boolean =>
-  entry.phase === 'preparing' || entry.phase === 'unsettled';
 const hasStarted = (entry: VmEntry): boolean =>
   entry.phase === 'unsettled' && entry.lastStarted === entry.epoch;
-
-function refusalError(refusal: Refusal): CodedError {
-  return new CodedError(refusal.code, refusal.reason);
-}
-
-class LedgerSteps {
-  readonly #ledger: Ledger;
-
-  constructor(ledger: Ledger) {
-    this.#ledger = ledger;
-  }
-
-  async proposeOne(event: LedgerEvent): Promise<Verdict> {
-    const [verdict] = await this.#ledger.propose([event]);
-    if (verdict === undefined) {
-      throw new CodedError('ownership/unreachable', `no answer to ${event.kind}`);
-    }
-    return verdict;
-  }
-
-  async entry(vm: VmName): Promise<VmEntry> {
-    const entry = await this.#ledger.readVm(vm);
-    if (entry === null || entry.phase === 'absent') throw new CodedError('vm/unknown', vm);
-    return entry;
-  }
-
-  owner(entry: VmEntry): HostName {
-    if (entry.owner === null) throw new CodedError('vm/unknown', `${entry.vm} has no owner`);
-    return entry.owner;
-  }
-
-  location(entry: VmEntry): VmLocation {
-    return {
-      host: this.owner(entry),
-      epoch: entry.epoch,
-      desired: entry.desired,
-      inMigration: isOpen(entry),
-    };
-  }
-
-  /** The entry after an accepted event; throws the refusal. */
-  async accepted(vm: VmName, event: LedgerEvent): Promise<VmEntry> {
-    const verdict = await this.proposeOne(event);
-    if (!verdict.accepted) throw refusalError(verdict);
-    return verdict.entry ?? this.entry(vm);
-  }
-}
 
 /** The entry's open migration; the source is who owned it before a Commit. */
 export function openMigrationOf(entry: VmEntry, driven: boolean): OpenMigration | null {
@@ -96,7 +47,7 @@ export function openMigrationOf(entry: VmEntry, driven: boolean): OpenMigration 
 /** The life cycle's part: Create, Desire, Delete. */
 function lifecycleSteps(
   ledger: Ledger,
-): Omit<LifecycleControlActivities, 'planFailover' | 'proposeFailover'> {
+): Omit<LifecycleControlActivities, keyof FailoverActivities> {
   const steps = new LedgerSteps(ledger);
   return {
     createEntry: async ({ spec, host }) => {

@@ -8,18 +8,21 @@ import type { Ledger } from '../contracts/ownership.ts';
 import { placementHosts, placementVm, placeVms } from '../contracts/placement.ts';
 import { outlivesItsHost } from '../contracts/runner.ts';
 import type { LifecycleControlActivities } from '../contracts/vm-lifecycle.ts';
+import { LedgerSteps } from './ledger-steps.ts';
 
-type FailoverActivities = Pick<LifecycleControlActivities, 'planFailover' | 'proposeFailover'>;
+export type FailoverActivities = Pick<
+  LifecycleControlActivities, 'planFailover' | 'proposeFailover'
+>;
 
 export function failoverSteps(ledger: Ledger): FailoverActivities {
+  const steps = new LedgerSteps(ledger);
   return {
     planFailover: async ({ vm, epoch, to }) => {
       const [entry, hosts, entries] = await Promise.all([
-        ledger.readVm(vm), ledger.listHosts(), ledger.listVms(),
+        steps.entry(vm), ledger.listHosts(), ledger.listVms(),
       ]);
-      const owner = entry?.owner ?? null;
-      if (entry === null || owner === null) throw new CodedError('vm/unknown', vm);
       const { spec } = entry;
+      const owner = steps.owner(entry);
       // The epoch that was to end has ended: what is left is that its owner of now runs it.
       if (entry.epoch > epoch) return { to: owner, spec, decidedEpoch: entry.epoch };
       if (entry.desired !== 'running') {
@@ -41,15 +44,7 @@ export function failoverSteps(ledger: Ledger): FailoverActivities {
       }
       return { to: move.target, spec, decidedEpoch: null };
     },
-    proposeFailover: async ({ vm, epoch, to, fenceProof }) => {
-      const [verdict] = await ledger.propose([{ kind: 'failover', vm, epoch, to, fenceProof }]);
-      if (verdict === undefined) throw new CodedError('ownership/unreachable', `failover of ${vm}`);
-      if (!verdict.accepted) throw new CodedError(verdict.code, verdict.reason);
-      const { entry } = verdict;
-      if (entry === null) throw new CodedError('vm/unknown', vm);
-      return {
-        host: entry.owner ?? to, epoch: entry.epoch, desired: entry.desired, inMigration: false,
-      };
-    },
+    proposeFailover: async ({ vm, epoch, to, fenceProof }) => steps.location(
+      await steps.accepted(vm, { kind: 'failover', vm, epoch, to, fenceProof })),
   };
 }

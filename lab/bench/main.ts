@@ -4,7 +4,7 @@
  * and what it prints is each command's own matter.
  */
 import { Command } from 'commander';
-import { CodedError } from '../../contracts/failures.ts';
+import { runCommandLine } from '../command-line.ts';
 import { addDiskCommand } from './disk-command.ts';
 import { addEngineCommand } from './engine-command.ts';
 import { addMigrateCommand } from './migrate-command.ts';
@@ -15,12 +15,4 @@ addMigrateCommand(program);
 addDiskCommand(program);
 addEngineCommand(program);
 
-try {
-  await program.parseAsync();
-} catch (error) {
-  const report = error instanceof CodedError
-    ? { code: error.code, message: error.message } : { code: 'internal', message: String(error) };
-  process.stderr.write(`bench: ${report.message}\n`);
-  process.stdout.write(`${JSON.stringify({ msg: 'failed', ...report })}\n`);
-  process.exitCode = 1;
-}
+await runCommandLine(program, { msg: 'failed' });

@@ -5,8 +5,8 @@
 import { randomInt } from 'node:crypto';
 import { join } from 'node:path';
 import { Command, InvalidArgumentError } from 'commander';
-import { CodedError } from '../../contracts/failures.ts';
 import { count, listOf } from '../bench/options.ts';
+import { runCommandLine } from '../command-line.ts';
 import { projectRoot } from '../guest-image.ts';
 import type { Lab } from '../lab.ts';
 import { runCampaign } from './campaign.ts';
@@ -132,12 +132,4 @@ const program = new Command('faults')
   .option('--json', 'one JSON line a run, the last line sums up', false)
   .action(async (flags: Flags) => await sit(flags));
 
-try {
-  await program.parseAsync();
-} catch (error) {
-  const report = error instanceof CodedError
-    ? { code: error.code, message: error.message } : { code: 'internal', message: String(error) };
-  process.stderr.write(`faults: ${report.message}\n`);
-  process.stdout.write(`${JSON.stringify({ kind: 'failed', ...report })}\n`);
-  process.exitCode = 1;
-}
+await runCommandLine(program, { kind: 'failed' });

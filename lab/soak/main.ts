@@ -6,8 +6,8 @@ import { randomInt } from 'node:crypto';
 import { cpSync } from 'node:fs';
 import { join } from 'node:path';
 import { Command } from 'commander';
-import { CodedError } from '../../contracts/failures.ts';
 import { count } from '../bench/options.ts';
+import { runCommandLine } from '../command-line.ts';
 import { keepLogs } from '../faults/campaign.ts';
 import { randomOf } from '../faults/cells.ts';
 import { Results } from '../faults/results.ts';
@@ -103,12 +103,4 @@ const program = new Command('soak')
   .option('--json', 'one JSON line a move, the last line sums up', false)
   .action(async (flags: Flags) => await sit(flags));
 
-try {
-  await program.parseAsync();
-} catch (error) {
-  const report = error instanceof CodedError
-    ? { code: error.code, message: error.message } : { code: 'internal', message: String(error) };
-  process.stderr.write(`soak: ${report.message}\n`);
-  process.stdout.write(`${JSON.stringify({ kind: 'failed', ...report })}\n`);
-  process.exitCode = 1;
-}
+await runCommandLine(program, { kind: 'failed' });
