@@ -2,7 +2,7 @@
  * The two ends of a move: forward after the ledger's Commit, back otherwise. Both are idempotent
  * and run in a scope that nothing cancels.
  */
-import { ApplicationFailure } from '@temporalio/workflow';
+import { ApplicationFailure, patched } from '@temporalio/workflow';
 import type { ExactnessReport } from '../contracts/exactness.ts';
 import { failureFields, failureReport } from '../contracts/failures.ts';
 import type { FailureReport } from '../contracts/failures.ts';
@@ -13,6 +13,7 @@ import type {
 import type { Compensations } from './compensation.ts';
 import { failureOf } from './failure-of.ts';
 import type { MigrationRun } from './migration-run.ts';
+import { patches } from './patches.ts';
 import { runsOnAfter, withLateFigures } from './policy/outcome.ts';
 import { decidingSteps, forwardSteps, hostSteps } from './step-options.ts';
 
@@ -76,6 +77,34 @@ export async function verifyAndSettle(
   return known === undefined ? verified : { ...verified, since: known };
 }
 
+/** What a look at the target behind Settle found. */
+interface LastLook {
+  readonly since?: SinceStart;
+  /** Lost, and nothing has started it again. */
+  readonly isDown?: boolean;
+  readonly warnings: readonly FailureReport[];
+}
+
+/**
+ * Whether the VM was still the one that was moved when Settle was recorded: its VMM may have died
+ * after the target's last look before it. Only a look behind Settle can tell; what dies after that
+ * is no part of the move. A target that does not answer is a warning, unless the ledger knows more.
+ */
+async function lookBehindSettle(step: StepInput): Promise<LastLook> {
+  const found = (since: SinceStart | undefined, warnings: LastLook['warnings']): LastLook =>
+    since?.code === 'vm/memory-lost' ? { since, warnings: [] } : { warnings };
+  try {
+    return found((await hostSteps(step.target).verifyTarget(step)).since, []);
+  } catch (error) {
+    const failure = failureOf(error);
+    if (failure.code === 'migration/not-here') {
+      return { since: failureReport('vm/memory-lost', failure.detail), isDown: true, warnings: [] };
+    }
+    const known = await decidingSteps.settleMigration(step);
+    return found(known?.since, failure.code === 'host/unreachable' ? [failure] : []);
+  }
+}
+
 /**
  * Verify, settle, release. Only the target can hold this up; the VM runs there already. A start
  * that was taken back leads to the source all the same.
@@ -92,22 +121,28 @@ export async function goForward(
   run.status.pointOfNoReturnPassed = true;
   run.enter('verify', `host ${target}: every page there, both images compared`);
   try {
-    const { digest, epochAfter, exactness, since } = await verifyAndSettle(
+    const { digest, epochAfter, exactness, since: known } = await verifyAndSettle(
       step, () => run.enter('settle', 'the ledger'),
     );
-    if (since?.code === 'migration/taken-back' && !(await isCommitted(run, undo, since))) {
-      return await goBack(run, undo, since);
+    if (known?.code === 'migration/taken-back' && !(await isCommitted(run, undo, known))) {
+      return await goBack(run, undo, known);
     }
     if (exactness?.kind === 'damaged') return { ...named, kind: 'damaged', figures, exactness };
     run.enter('release', `host ${source}`);
-    const { late, warnings } = await hostSteps(source).releaseSource(step).then(
-      (counted) => ({ late: counted, warnings: [] }),
-      (error: unknown) => ({ late: null, warnings: [failureOf(error)] }),
-    );
+    const isAsked = known === undefined && patched(patches.looksBehindSettle);
+    const nothing: LastLook = { warnings: [] };
+    const [{ late, refused }, look] = await Promise.all([
+      hostSteps(source).releaseSource(step).then(
+        (counted) => ({ late: counted, refused: [] }),
+        (error: unknown) => ({ late: null, refused: [failureOf(error)] }),
+      ),
+      isAsked ? lookBehindSettle(step) : nothing,
+    ]);
+    const warnings = [...refused, ...look.warnings];
+    const since = known ?? look.since;
     if (since !== undefined && since.code !== 'vm/stopped-itself') {
-      return {
-        ...named, kind: 'failed', failure: since, runsOn: target, compensationFailures: warnings,
-      };
+      const runsOn = look.isDown === true ? null : target;
+      return { ...named, kind: 'failed', failure: since, runsOn, compensationFailures: warnings };
     }
     return {
       ...named, kind: 'completed', figures: withLateFigures(figures, late), digest,

@@ -5,4 +5,6 @@
 export const patches = {
   /** A copy is begun afresh only while the history has room for it. */
   attemptsFitHistory: 'attempts-fit-history',
+  /** The target is asked once more after Settle: its VMM may have died just before. */
+  looksBehindSettle: 'looks-behind-settle',
 } as const;

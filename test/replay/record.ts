@@ -149,6 +149,14 @@ const scenes: Readonly<Record<string, Scene>> = {
     centre.damage = { ...plainReport('exact', 'a test'), kind: 'damaged', damagedPageCount: 1 };
     return move(centre);
   },
+  'move-lost-before-settle': async (centre) => {
+    let looks = 0;
+    centre.faults.set('verifyTarget', () => {
+      looks += 1;
+      if (looks > 1) centre.since = 'vm/memory-lost';
+    });
+    return move(centre);
+  },
   'resolve-damaged': async (centre) => {
     centre.damage = { ...plainReport('exact', 'a test'), kind: 'damaged', damagedPageCount: 1 };
     await move(centre);

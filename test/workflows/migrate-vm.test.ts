@@ -178,7 +178,8 @@ describe.skipIf(bench.env === null)('migrateVm', () => {
     expect(await move('r1')).toMatchObject({
       kind: 'completed', warnings: [{ code: 'vmm/protocol' }],
     });
-    expect(verifies).toBe(4);
+    // The fifth is the look behind Settle.
+    expect(verifies).toBe(5);
     expect(centre.whereRuns(vm)).toEqual([hostB]);
   });
 
@@ -228,6 +229,29 @@ describe.skipIf(bench.env === null)('migrateVm', () => {
       expect(centre.calls).toContain(`${hostA} releaseSource`);
       expect(await historyLength('r1')).toBeLessThanOrEqual(limits.migrationHistoryEventsMax);
     });
+
+  it.each<[string, (now: FakeDatacentre) => Promise<void> | void, object]>([
+    ['is booted anew', async (now) => {
+      if (now.since === null) await now.bootAnew(vm);
+      now.since = 'vm/memory-lost';
+    }, { kind: 'failed', failure: { code: 'vm/memory-lost' }, runsOn: hostB }],
+    ['stays down', () => { throw new CodedError('migration/not-here', 'its VMM is gone'); },
+      { kind: 'failed', failure: { code: 'vm/memory-lost', detail: 'its VMM is gone' }, runsOn: null }],
+    ['is booted anew by a target that does not answer', async (now) => {
+      if ((await now.entry(vm))?.epoch === 2) await now.bootAnew(vm);
+      throw new CodedError('host/unreachable', 'silent');
+    }, { kind: 'failed', failure: { code: 'vm/memory-lost' }, runsOn: hostB }],
+    ['nobody can say of', () => { throw new CodedError('host/unreachable', 'silent'); },
+      { kind: 'completed', warnings: [{ code: 'host/unreachable' }] }],
+  ])('tells a VM whose VMM died between the last look and Settle: one that %s', async (_what, then, told) => {
+    let looks = 0;
+    centre.faults.set('verifyTarget', async () => {
+      looks += 1;
+      if (looks > 1) await then(centre);
+    });
+    expect(await move('r1')).toMatchObject(told);
+    expect(centre.calls).toContain(`${hostA} releaseSource`);
+  });
 
   it('believes the target that a VM was booted anew', async () => {
     centre.faults.set('verifyTarget', async () => {

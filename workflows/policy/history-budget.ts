@@ -3,9 +3,9 @@ import { limits } from '../../contracts/limits.ts';
 
 /** A look costs 8 events (timer 2, activity 3, workflow task 3): at most four, ever later. */
 const looksMax = 4;
-const lookEventsReserve = 80;
+const lookEventsReserve = 86;
 /** From here on only what must be possible to the end: a cancel with all that it undoes. */
-const commandEventsReserve = 62;
+const commandEventsReserve = 68;
 const firstLookMs = 5_000;
 
 /** When to look at the session again, ms; null: no further looks. 5 s, 20 s, 80 s, 320 s. */
@@ -15,7 +15,7 @@ export const nextLookMs = (lookCount: number, historyEvents: number): number | n
     : null;
 
 /** 22 for a copy of disks and memory, and all that comes after it. */
-const attemptEventsReserve = 56;
+const attemptEventsReserve = 62;
 
 /** Whether the copy may be begun afresh. */
 export const attemptFits = (historyEvents: number): boolean =>
