@@ -22,6 +22,7 @@
 //   novacron.order=random|sequential  pages=full|partial  spread=dense|sparse
 //   novacron.data=0           resident data, written once and swept; compressible=0|1
 //   novacron.disk=0           bytes of the self-checked file on the data disk; diskrate=0 (bytes/s)
+//   novacron.readers=0        threads that read all of the disk's device past the guest's cache
 //
 // Decides what is in the guest; leaves how it is started to the runner.
 import { spawnSync } from 'node:child_process';

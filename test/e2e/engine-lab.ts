@@ -48,6 +48,8 @@ export class Vmm {
   readonly pid: number;
   readonly memoryPath: string;
   readonly logPath: string;
+  /** A second monitor, for the product's own client. */
+  readonly inspectionPath: string;
   readonly events: QmpEvent[] = [];
   #monitor: Socket | undefined;
   #answers: ((line: { return?: unknown; error?: { desc: string } }) => void)[] = [];
@@ -61,6 +63,7 @@ export class Vmm {
     this.memoryPath = join(dir, `${name}.ram`);
     this.logPath = join(dir, `${name}.log`);
     this.#qmpPath = join(dir, `${name}.qmp`);
+    this.inspectionPath = join(dir, `${name}.inspect`);
     const parameters = [
       '-accel', 'tcg,thread=multi', '-cpu', 'qemu64', '-smp', String(options.vcpuCount),
       '-m', `${options.memoryBytes / mib}M`, ...this.#machine(options),
@@ -69,6 +72,7 @@ export class Vmm {
       '-nodefaults', '-vga', 'none', '-display', 'none', '-kernel', guest.kernel, '-initrd', guest.initrd,
       '-append', `console=ttyS0 quiet panic=-1 mitigations=off ${options.load}`,
       '-serial', `file:${this.logPath}`, '-qmp', `unix:${this.#qmpPath},server=on,wait=off`,
+      '-qmp', `unix:${this.inspectionPath},server=on,wait=off`,
       '-sandbox', 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny',
       ...(options.disk === null ? [] : [
         '-blockdev', JSON.stringify({

@@ -106,7 +106,7 @@ impl DiskLoad {
         for (page, words) in (number * CHUNK_PAGES..).zip(self.chunk.iter_mut()) {
             next = pattern::rewrite(words, self.seed, page, generation, PageShare::Full);
         }
-        self.file.write_all_at(as_bytes(&self.chunk), u64::from(number) * chunk_bytes())?;
+        self.file.write_all_at(pattern::as_bytes(&self.chunk), u64::from(number) * chunk_bytes())?;
         self.unflushed += 1;
         if self.unflushed >= CHUNKS_PER_FLUSH {
             self.file.sync_data()?;
@@ -122,7 +122,8 @@ impl DiskLoad {
         if generation == 0 {
             return Ok(());
         }
-        self.file.read_exact_at(as_bytes_mut(&mut self.chunk), u64::from(number) * chunk_bytes())?;
+        let chunk = pattern::as_bytes_mut(&mut self.chunk);
+        self.file.read_exact_at(chunk, u64::from(number) * chunk_bytes())?;
         for (page, words) in (number * CHUNK_PAGES..).zip(self.chunk.iter()) {
             if let Err(damage) = pattern::check(words, self.seed, page, generation) {
                 self.counters.disk_failures.fetch_add(1, Relaxed);
@@ -132,17 +133,6 @@ impl DiskLoad {
         self.counters.disk_bytes_checked.fetch_add(chunk_bytes(), Relaxed);
         Ok(())
     }
-}
-
-fn as_bytes(pages: &[Page]) -> &[u8] {
-    // SAFETY: Page is repr(C) of u64 without padding (4096 bytes, align 4096), so every byte of
-    // the slice is initialised; the borrow is carried over.
-    unsafe { std::slice::from_raw_parts(pages.as_ptr().cast(), std::mem::size_of_val(pages)) }
-}
-
-fn as_bytes_mut(pages: &mut [Page]) -> &mut [u8] {
-    // SAFETY: as above, and any bytes are a valid Page.
-    unsafe { std::slice::from_raw_parts_mut(pages.as_mut_ptr().cast(), std::mem::size_of_val(pages)) }
 }
 
 #[cfg(test)]

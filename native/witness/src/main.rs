@@ -4,15 +4,17 @@
 //! through the guest's init. Sizes take K, M or G; a rate also `max`.
 //!   pattern=BYTES working=BYTES rate=BYTES order=sequential|random pages=full|partial
 //!   spread=dense|sparse data=BYTES compressible=0|1 disk=BYTES diskrate=BYTES diskpath=FILE
+//!   readers=COUNT readpath=DISK
 
 mod disk_load;
+mod disk_readers;
 mod memory_load;
 mod pattern;
 mod protocol;
 
 use std::collections::HashMap;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc;
@@ -146,6 +148,9 @@ fn start_threads(settings: &Settings) -> Result<Arc<Shared>, String> {
                 println!("witness: disk load ended: {error}");
             }
         });
+    }
+    if let Some(path) = settings.0.get("readpath") {
+        disk_readers::start(Path::new(path), settings.bytes("readers")?, seed);
     }
     Ok(Arc::new(Shared {
         boot_id, started: Instant::now(), counter: AtomicU64::new(0),

@@ -186,6 +186,17 @@ impl Choice {
     }
 }
 
+pub(crate) fn as_bytes(pages: &[Page]) -> &[u8] {
+    // SAFETY: Page is repr(C) of u64 without padding (4096 bytes, align 4096), so every byte of
+    // the slice is initialised; the borrow is carried over.
+    unsafe { std::slice::from_raw_parts(pages.as_ptr().cast(), std::mem::size_of_val(pages)) }
+}
+
+pub(crate) fn as_bytes_mut(pages: &mut [Page]) -> &mut [u8] {
+    // SAFETY: as above, and any bytes are a valid Page.
+    unsafe { std::slice::from_raw_parts_mut(pages.as_mut_ptr().cast(), std::mem::size_of_val(pages)) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
