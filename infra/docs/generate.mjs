@@ -7,10 +7,13 @@ import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describeProgram } from '../../cli/program.ts';
 import { cliPreface, failuresPage, programPage } from '../../cli/reference.ts';
+import { coveragePage } from '../../lab/faults/coverage-page.ts';
 import { hostProgram } from '../../runners/host/local-cli.ts';
 
+const results = fileURLToPath(new URL('../../docs/measurements/faults.jsonl', import.meta.url));
 const pages = {
   'docs/failures.md': failuresPage(),
+  'docs/measurements/faults.md': coveragePage(readFileSync(results, 'utf8')),
   'docs/api/cli.md': programPage(
     { program: describeProgram(), source: 'cli/', preface: cliPreface }),
   'docs/api/host-cli.md': programPage({ program: hostProgram(), source: 'runners/host/local-cli.ts',

@@ -1,14 +1,14 @@
 /**
  * A sitting of a campaign: one lab for many runs, raised anew when a run leaves it damaged. Decides
- * which run comes next; what a run is says run.ts.
+ * which run comes next; what a run is says run.ts, which guest it moves says test-room.ts.
  */
 import { copyFileSync, existsSync, mkdirSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Lab } from '../lab.ts';
 import type { Cell } from './cells.ts';
 import { Plant } from './plant.ts';
-import { FaultRun } from './run.ts';
 import type { RunRecord } from './run.ts';
+import { isGood, TestRoom } from './test-room.ts';
 
 export interface CampaignOptions {
   /** To be run, in this order. */
@@ -30,7 +30,8 @@ function spoilt(cell: Cell | null, error: unknown, wholeMs: number): RunRecord {
   return {
     cell, outcome: 'lab-failed', violations: [], guestVerified: false, vcpuRunningMax: 0,
     effectiveMax: 0, runningCopiesMax: 0, lostWrites: 0, recoveredMs: null, endedMs: null,
-    bytesSent: 0, bytesSentAgain: null, told: why.slice(0, 400), wholeMs,
+    bytesSent: 0, bytesSentAgain: null, told: why.slice(0, 400),
+    wholeMs, partsMs: {},
   };
 }
 
@@ -45,36 +46,35 @@ export function keepLogs(lab: Lab, folder: string): void {
 /** Runs all cells; ends early when it is interrupted. */
 export async function runCampaign(options: CampaignOptions): Promise<void> {
   const { cells, tell, onRecord, interrupted } = options;
-  let plant: Plant | null = null;
   const smallDisks = cells.some(({ fault }) => fault === 'disk-full');
   let { baselineBytes } = options;
   const queue: (Cell | null)[] = [...(baselineBytes === null ? [null] : []), ...cells];
+  let room: TestRoom | null = null;
   try {
     for (const [index, cell] of queue.entries()) {
       if (interrupted.aborted) return;
       const begunMs = performance.now();
       let record: RunRecord;
       try {
-        if (plant === null) tell('raising a lab');
-        plant ??= await Plant.raise(options.onLab, { smallDisks });
-        record = await new FaultRun(plant, cell, tell).run(baselineBytes);
+        if (room === null) tell('raising a lab');
+        room ??= new TestRoom(await Plant.raise(options.onLab, { smallDisks }), tell);
+        record = await room.run(cell, baselineBytes);
       } catch (error) {
         record = spoilt(cell, error, Math.round(performance.now() - begunMs));
       }
       if (interrupted.aborted) return;
       if (cell === null && record.outcome === 'completed') baselineBytes = record.bytesSent;
       onRecord(record);
-      const isGood = record.violations.length === 0 && record.outcome !== 'lab-failed';
-      if (isGood || plant === null) continue;
+      if (isGood(record) || room === null) continue;
       if (options.keepLogsAt !== null) {
-        keepLogs(plant.lab, join(options.keepLogsAt, `${plant.lab.id}-${index}`));
+        keepLogs(room.plant.lab, join(options.keepLogsAt, `${room.plant.lab.id}-${index}`));
       }
       // What a bad run has left must not count for the next one.
       tell('taking the lab down');
-      await plant.lower();
-      plant = null;
+      await room.close();
+      room = null;
     }
   } finally {
-    await plant?.lower();
+    await room?.close();
   }
 }

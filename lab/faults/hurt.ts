@@ -13,7 +13,7 @@ import { cutOf, stopMsOf } from './cells.ts';
 import type { Fault, Victim } from './cells.ts';
 import type { Plant } from './plant.ts';
 import { cutLink, powerOff, powerOn } from './power.ts';
-import { diskOf, fillDisk } from './small-disks.ts';
+import { fillDisk, hostDisk, ledgerDisk } from './small-disks.ts';
 import { until } from './waiting.ts';
 
 /** A dead process is started again after so long, as its system would do. */
@@ -81,9 +81,8 @@ export async function hurt(order: Hurt): Promise<void> {
     return await mend();
   }
   if (fault === 'disk-full') {
-    const at = diskOf(plant.lab, victim);
-    if (at === null) throw new CodedError('internal', `${victim} has no disk of its own`);
-    const giveBack = fillDisk(at);
+    const giveBack = fillDisk(victim === 'ledger'
+      ? ledgerDisk(plant.lab) : hostDisk(plant.lab, plant.hostOf(victim)));
     release();
     await sleep(fullMs);
     return giveBack();

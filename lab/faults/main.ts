@@ -11,12 +11,15 @@ import { projectRoot } from '../guest-image.ts';
 import type { Lab } from '../lab.ts';
 import { runCampaign } from './campaign.ts';
 import {
-  cellsOf, faults, inOrder, isPhase, nameOfCell, obstacleOf, phases, victims,
+  cellsOf, faults, isPhase, nameOfCell, obstacleOf, phases, victims,
 } from './cells.ts';
 import type { Cell, Fault, Victim } from './cells.ts';
-import { coveredBy, lineOf, resultLine, Results, summarise } from './results.ts';
+import { inBreadth } from './coverage.ts';
+import {
+  coveredBy, isCell, lineOf, resultLine, Results, settledOn, summarise, wasTried,
+} from './results.ts';
 import type { ResultLine, Summary } from './results.ts';
-import { commitOf, onInterrupt, progressTo, seedOf } from './sitting.ts';
+import { commitOf, commitsSince, onInterrupt, progressTo, seedOf } from './sitting.ts';
 
 interface Flags {
   readonly seed: number;
@@ -25,6 +28,7 @@ interface Flags {
   readonly phase: string[];
   readonly fault: Fault[];
   readonly resume: boolean;
+  readonly since?: string;
   readonly list: boolean;
   readonly out: string;
   readonly logs?: string;
@@ -57,7 +61,9 @@ const textOf = (line: ResultLine): string => {
   return words.join('  ');
 };
 
-function textOfSummary({ cells, outcomes, worst, median, violations }: Summary): string {
+function textOfSummary(
+  { cells, outcomes, worst, median, medianPartsMs, violations }: Summary,
+): string {
   const ends = Object.entries(outcomes).map(([name, times]) => `${name} ${times}`).join(', ');
   return [
     `cells ${cells.covered} of ${cells.chosen - cells.impossible} covered, `
@@ -65,6 +71,8 @@ function textOfSummary({ cells, outcomes, worst, median, violations }: Summary):
     `worst: ${worst.runningCopiesMax} running, ${worst.effectiveMax} effective, `
       + `${worst.lostWrites} writes lost, answers after ${seconds(worst.recoveredMs)} `
       + `(median ${seconds(median.recoveredMs)})`,
+    `a run's time: ${Object.entries(medianPartsMs)
+      .map(([part, ms]) => `${part} ${seconds(ms)}`).join(', ')} (medians)`,
     violations.length === 0 ? 'nothing happened that must not'
       : `${violations.length} runs with what must not happen`,
   ].join('\n');
@@ -85,10 +93,13 @@ async function sit(flags: Flags): Promise<void> {
   if (flags.list) return listCells(chosen, json);
   const commit = commitOf();
   const results = new Results(flags.out);
-  const earlier = flags.resume ? results.of(commit, resultLine) : [];
-  const covered = coveredBy(earlier);
-  const cells = inOrder(chosen.filter((cell) => obstacleOf(cell) === null), seed)
-    .filter((cell) => !covered.has(nameOfCell(cell))).slice(0, flags.runs);
+  const counting = new Set(flags.since === undefined ? [] : commitsSince(flags.since)).add(commit);
+  const earlier = flags.resume ? results.of(counting, resultLine) : [];
+  const settled = settledOn(earlier, commit).filter(wasTried);
+  const covered = coveredBy(settled);
+  const left = chosen.filter((cell) =>
+    obstacleOf(cell) === null && !covered.has(nameOfCell(cell)));
+  const cells = inBreadth(left, { seed, tried: settled, count: flags.runs });
   const interrupt = new AbortController();
   let lab: Lab | null = null;
   onInterrupt(interrupt, async () => await lab?.lower());
@@ -98,7 +109,7 @@ async function sit(flags: Flags): Promise<void> {
   const done = (): string => `${lines.length - earlier.length}/${cells.length}`;
   await runCampaign({
     cells, keepLogsAt: flags.logs ?? null, interrupted: interrupt.signal,
-    baselineBytes: earlier.find((line) => line.fault === ('-' as Fault)
+    baselineBytes: earlier.findLast((line) => !isCell(line)
       && line.outcome === 'completed')?.bytesSent ?? null,
     tell: (what) => tell(`${done()} ${what}`),
     onLab: (raised) => { lab = raised; },
@@ -125,8 +136,9 @@ const program = new Command('faults')
     listOf(phaseOf), [])
   .option('--fault <list>', `of ${faults.join(',')}`, listOf(wordOf('faults are', faults)), [])
   .option('--resume', 'leave out the cells that the file holds for this commit', false)
+  .option('--since <commit>', 'with --resume: and for the commits from this one on')
   .option('--out <file>', 'results are added to this file',
-    join(projectRoot, 'build/faults.jsonl'))
+    join(projectRoot, 'docs/measurements/faults.jsonl'))
   .option('--logs <folder>', 'keep the logs of runs that go wrong')
   .option('--list', 'print the cells, and why some can\'t be tried', false)
   .option('--json', 'one JSON line a run, the last line sums up', false)

@@ -33,6 +33,7 @@ import { processesOfLab } from '../processes.ts';
 import type { Victim } from './cells.ts';
 import { holderOf } from './cells.ts';
 import { mountSmallDisks } from './small-disks.ts';
+import { until } from './waiting.ts';
 import { vmmPidIn } from './watch.ts';
 
 /** Small, so that a run is short; Redis in it writes every acknowledged write to its disk. */
@@ -41,6 +42,8 @@ const guestDiskBytes = 64 * mib;
 const guestPatternText = '16M';
 /** A guest boots in 5 s on a quiet machine. */
 const bootMsMax = 60_000;
+/** A guest that was moved has to be at rest before it is moved again. */
+const restMsMax = 20_000;
 
 /** A guest of one run. */
 export interface CampaignGuest {
@@ -111,6 +114,17 @@ export class Plant {
   /** Moves go from this host to the other one from now on. */
   turnTo({ source }: { readonly source: string }): void {
     this.#isTurned = this.lab.host(1).name !== source;
+  }
+
+  /** Moves of a guest that has come to rest go on from where it is. Failure: internal. */
+  async settle({ vm }: CampaignGuest): Promise<void> {
+    const owner = await until(async () => {
+      const entry = await this.entry(vm);
+      if (entry?.phase !== 'owned' || entry.owner === null) return null;
+      this.turnTo({ source: entry.owner });
+      return this.pidsOf('source-vmm', vm).length > 0 ? entry.owner : null;
+    }, restMsMax);
+    if (owner === null) throw new CodedError('internal', `${vm} is nowhere`);
   }
 
   freshRequest(): RequestId {

@@ -25,22 +25,29 @@ export const resultLine = z.looseObject({
   endedMs: z.number().nullable(),
   bytesSentAgain: z.number().nullable(), bytesSent: z.number(), told: z.string(),
   wholeMs: z.number(),
+  /** Where the run's time went, ms; lines from before it was measured have none. */
+  partsMs: z.record(z.string(), z.number()).optional(),
 });
 export type ResultLine = z.infer<typeof resultLine>;
+
+/** A text without the folders of the machine that it was said on. Pure. */
+const withoutFolders = (text: string): string =>
+  text.replace(/(?:\/[\w.@+-]+)+\/([\w.@+-]+)/g, '$1');
 
 /** A record as it is written. Pure. */
 export function lineOf(
   record: RunRecord, { commit, seed }: { readonly commit: string; readonly seed: number },
 ): ResultLine {
-  const { cell, lostWrites, ...rest } = record;
+  const { cell, lostWrites, told, ...rest } = record;
   const place = cell ?? { phase: '-' as Phase, victim: '-' as Victim, fault: '-' as Fault };
   return {
-    kind: 'run', commit, seed, ...place, ...rest, violations: [...rest.violations],
+    kind: 'run', commit, seed, ...place, ...rest, violations: rest.violations.map(withoutFolders),
+    told: withoutFolders(told),
     lostWrites: Number.isNaN(lostWrites) ? null : lostWrites,
   };
 }
 
-const isCell = ({ fault: name }: ResultLine): boolean => name !== ('-' as Fault);
+export const isCell = ({ fault: name }: ResultLine): boolean => name !== ('-' as Fault);
 
 /** The file of results; made when it is not there. Failure: input/invalid when it can't be. */
 export class Results {
@@ -60,24 +67,38 @@ export class Results {
     appendFileSync(this.#path, `${JSON.stringify(line)}\n`);
   }
 
-  /** Lines of a kind and commit so far; what a killed campaign left half-written is passed over. */
-  of<T extends { readonly commit: string }>(commit: string, shape: z.ZodType<T>): T[] {
+  /** Lines of a kind so far, of commits that count. */
+  of<T extends { readonly commit: string }>(
+    commits: { readonly has: (commit: string) => boolean }, shape: z.ZodType<T>,
+  ): T[] {
     if (!existsSync(this.#path)) return [];
-    return readFileSync(this.#path, 'utf8').split('\n').flatMap((text) => {
-      try {
-        const parsed = shape.safeParse(JSON.parse(text));
-        return parsed.success && parsed.data.commit === commit ? [parsed.data] : [];
-      } catch {
-        return [];
-      }
-    });
+    return linesOf(readFileSync(this.#path, 'utf8'), shape)
+      .filter(({ commit }) => commits.has(commit));
   }
 }
 
-/** Cells that lines cover: a phase that was not reached, or a lab that failed, covers nothing. */
-export const coveredBy = (lines: readonly ResultLine[]): Set<string> => new Set(lines
-  .filter((line) => isCell(line) && line.outcome !== 'not-reached' && line.outcome !== 'lab-failed')
-  .map(nameOfCell));
+/** Lines of a kind in a text; what a killed campaign left half-written is passed over. Pure. */
+export const linesOf = <T>(text: string, shape: z.ZodType<T>): T[] =>
+  text.split('\n').flatMap((line) => {
+    try {
+      const parsed = shape.safeParse(JSON.parse(line));
+      return parsed.success ? [parsed.data] : [];
+    } catch {
+      return [];
+    }
+  });
+
+/** True when the fault was done: not where its phase was not reached or the lab has failed. */
+export const wasTried = (line: ResultLine): boolean =>
+  isCell(line) && line.outcome !== 'not-reached' && line.outcome !== 'lab-failed';
+
+/** Names of the cells that lines cover. */
+export const coveredBy = (lines: readonly ResultLine[]): Set<string> =>
+  new Set(lines.filter(wasTried).map(nameOfCell));
+
+/** Lines that need no repetition: what went wrong on another commit is tried again. */
+export const settledOn = (lines: readonly ResultLine[], commit: string): ResultLine[] =>
+  lines.filter((line) => line.violations.length === 0 || line.commit === commit);
 
 /** The last line of a campaign. */
 export interface Summary {
@@ -97,6 +118,8 @@ export interface Summary {
     readonly bytesSentAgain: number | null;
   };
   readonly median: { readonly recoveredMs: number | null; readonly bytesSentAgain: number | null };
+  /** Where the time of a run went, ms. */
+  readonly medianPartsMs: Readonly<Record<string, number>>;
   /** Cells with what must never be. */
   readonly violations: readonly { readonly cell: string; readonly what: readonly string[] }[];
 }
@@ -108,7 +131,14 @@ const middle = (figures: readonly number[]): number | null =>
 const known = (figures: readonly (number | null)[]): number[] =>
   figures.filter((figure) => figure !== null);
 
-/** Sums up lines of one commit over the chosen cells. Pure. */
+function medianParts(lines: readonly ResultLine[]): Record<string, number> {
+  const known = lines.flatMap(({ partsMs }) => (partsMs === undefined ? [] : [partsMs]));
+  const names = [...new Set(known.flatMap((parts) => Object.keys(parts)))];
+  return Object.fromEntries(names.map((name) =>
+    [name, quantile(known.map((parts) => parts[name] ?? 0), 0.5)]));
+}
+
+/** Sums up lines of commits that count over the chosen cells. Pure. */
 export function summarise(
   lines: readonly ResultLine[],
   { commit, seed, chosen }: {
@@ -136,6 +166,7 @@ export function summarise(
       recoveredMs: largest(recovered), bytesSentAgain: largest(again),
     },
     median: { recoveredMs: middle(recovered), bytesSentAgain: middle(again) },
+    medianPartsMs: medianParts(runs),
     violations: runs.filter(({ violations }) => violations.length > 0)
       .map((line) => ({ cell: nameOfCell(line), what: line.violations })),
   };

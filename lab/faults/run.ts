@@ -3,7 +3,6 @@
  * those outside. Every wait has a limit.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { CodedError } from '../../contracts/failures.ts';
 import { hostName } from '../../contracts/identity.ts';
 import type { MigrationId } from '../../contracts/identity.ts';
 import { defaultPolicy } from '../../contracts/migration.ts';
@@ -25,14 +24,12 @@ import { recover } from './recovery.ts';
 import { sayLate, sayTwice } from './repeats.ts';
 import { judge } from './verdict.ts';
 import type { Judgement } from './verdict.ts';
+import { StepClock } from './step-clock.ts';
 import { until, within } from './waiting.ts';
 import { Watch } from './watch.ts';
 
 /** Until a move comes to its phase, ms. */
 const reachMsMax = 40_000;
-/** To end and remove a guest, ms. */
-const removeMsMax = 40_000;
-
 /** To read back what was acknowledged, ms. */
 const readMsMax = 30_000;
 
@@ -70,6 +67,8 @@ export interface RunRecord extends Judgement {
   readonly told: string;
   /** The whole run, ms. */
   readonly wholeMs: number;
+  /** Where its time went, ms. */
+  readonly partsMs: Readonly<Record<string, number>>;
 }
 
 /** What the guest says about itself in the end. */
@@ -84,6 +83,7 @@ export class FaultRun {
   readonly #plant: Plant;
   readonly #cell: Cell | null;
   readonly #tell: (what: string) => void;
+  readonly #clock = new StepClock();
   /** Epoch that the move began under. */
   #epoch = 0;
 
@@ -94,30 +94,12 @@ export class FaultRun {
     this.#tell = tell;
   }
 
-  /** Failure: internal when the guest can't be removed; the lab has to go then. */
-  async run(baselineBytes: number | null): Promise<RunRecord> {
-    const begunMs = performance.now();
-    this.#tell('booting a guest');
-    const outlastsLease = this.#cell?.fault === 'sigstop-20s';
-    const guest = await this.#plant.boot(outlastsLease ? 'automatic' : 'none');
-    const record = await this.moveOf(guest, baselineBytes)
-      .finally(() => guest.outside.close());
-    this.#tell('removing the guest');
-    const gone = await within(this.#plant.discard(guest).then(() => true), removeMsMax);
-    // A run without violations has to end with a lab that can go on.
-    if (gone !== true && record.violations.length === 0) {
-      throw new CodedError('internal', `${guest.vm} could not be removed`);
-    }
-    return { ...record, wholeMs: Math.round(performance.now() - begunMs) };
-  }
-
-  /** The move alone, of a guest that is there already and stays. */
+  /** Moves a guest that is there already, and stays. Failure: internal. */
   async moveOf(guest: CampaignGuest, baselineBytes: number | null): Promise<RunRecord> {
-    const begunMs = performance.now();
     const watch = await Watch.begin({ lab: this.#plant.lab, ...guest });
     try {
       const record = await this.#watched(guest, watch, baselineBytes);
-      return { ...record, wholeMs: Math.round(performance.now() - begunMs) };
+      return { ...record, partsMs: this.#clock.partsMs, wholeMs: this.#clock.wholeMs };
     } finally {
       watch.end();
     }
@@ -125,18 +107,22 @@ export class FaultRun {
 
   async #watched(
     guest: CampaignGuest, watch: Watch, baselineBytes: number | null,
-  ): Promise<Omit<RunRecord, 'wholeMs'>> {
+  ): Promise<Omit<RunRecord, 'wholeMs' | 'partsMs'>> {
     const before = await this.#begin(guest);
     this.#epoch = (await this.#plant.ledger.readVm(guest.vm))?.epoch ?? 0;
     const sentBefore = await this.#sentBytes();
+    this.#clock.end('load');
     const { migration, reached, faultEndMs, twice } = await this.#disturb(guest);
+    this.#clock.end('fault');
     this.#tell('waiting for the end');
     const after = await recover({ plant: this.#plant, guest, migration, faultEndMs });
     const repeated = this.#cell?.fault === 'late' && after.endedMs !== null
       ? await this.#repeat(guest, migration, sayLate) : null;
+    this.#clock.end('recovery');
     const copies = watch.end();
     const bytesSent = await this.#sentBytes() - sentBefore;
     const look = await this.#look(guest, before, after.status);
+    this.#clock.end('check');
     const judgement = judge({
       cell: this.#cell, reached, ended: after.endedMs !== null,
       onTarget: after.owner === this.#plant.target.name,
@@ -202,6 +188,7 @@ export class FaultRun {
       first.release();
     }
     const reached = await this.#reach(migration, guest, held);
+    this.#clock.end('reach');
     let twice: string | null = null;
     const release = (): void => held?.release();
     if (reached) {

@@ -10,28 +10,31 @@ import { kib, mib } from '../../contracts/units.ts';
 import { runCommand } from '../command.ts';
 import { hostStateDirectory } from '../compose.ts';
 import type { Lab } from '../lab.ts';
-import type { Victim } from './cells.ts';
+import type { LabHost } from '../network/plan.ts';
 
 /** Room for a guest's disk and for what a target keeps free (limits.diskReserveBytes). */
 const hostDiskBytes = 512 * mib;
 const ledgerDiskBytes = 32 * mib;
 const filler = 'everything-else';
 
-/** Where the file system of a victim is; null for one that has none. */
-export function diskOf(lab: Lab, victim: Victim): string | null {
-  if (victim === 'ledger') return join(lab.directories.data, 'ledger');
-  if (victim !== 'source-host' && victim !== 'target-host') return null;
-  return join(hostStateDirectory(lab, lab.host(victim === 'source-host' ? 1 : 2)), 'vms');
-}
+/** Where the ledger keeps its log. */
+export const ledgerDisk = (lab: Lab): string => join(lab.directories.data, 'ledger');
+/** Where a host keeps what belongs to its VMs. */
+export const hostDisk = (lab: Lab, host: LabHost): string =>
+  join(hostStateDirectory(lab, host), 'vms');
 
 /** Before anything is started there. The images are sparse: they take what is written to them. */
 export async function mountSmallDisks(lab: Lab): Promise<void> {
-  for (const victim of ['ledger', 'source-host', 'target-host'] as const) {
-    const at = diskOf(lab, victim) ?? '';
-    const image = join(lab.directories.data, `${victim}.ext4`);
+  const wanted = [
+    { name: 'ledger', at: ledgerDisk(lab), bytes: ledgerDiskBytes },
+    ...lab.plan.hosts.map((host) =>
+      ({ name: host.name, at: hostDisk(lab, host), bytes: hostDiskBytes })),
+  ];
+  for (const { name, at, bytes } of wanted) {
+    const image = join(lab.directories.data, `${name}.ext4`);
     mkdirSync(at, { recursive: true, mode: 0o755 });
     writeFileSync(image, '', { mode: 0o600 });
-    truncateSync(image, victim === 'ledger' ? ledgerDiskBytes : hostDiskBytes);
+    truncateSync(image, bytes);
     await runCommand(['mkfs.ext4', '-q', '-m', '0', image]);
     await runCommand(['mount', '-o', 'loop', image, at]);
     rmdirSync(join(at, 'lost+found'));

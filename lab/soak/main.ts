@@ -56,7 +56,7 @@ async function sit(flags: Flags): Promise<void> {
   const { minutes, json } = flags;
   const commit = commitOf();
   const results = new Results(flags.out);
-  const earlier = flags.resume ? results.of(commit, soakLine) : [];
+  const earlier = flags.resume ? results.of(new Set([commit]), soakLine) : [];
   const seed = flags.seed ?? earlier.at(-1)?.seed ?? randomInt(2 ** 32);
   const sitting = (earlier.at(-1)?.sitting ?? 0) + 1;
   const lines = [...earlier];

@@ -9,7 +9,7 @@ const step = (moves: number, value = 20): SoakStep => ({
   record: {
     cell: null, outcome: 'completed', told: 'completed', violations: [], guestVerified: true,
     lostWrites: 0, recoveredMs: 10, endedMs: 20, vcpuRunningMax: 1, effectiveMax: 1,
-    runningCopiesMax: 1, bytesSent: 1, bytesSentAgain: null, wholeMs: 6_000,
+    runningCopiesMax: 1, bytesSent: 1, bytesSentAgain: null, wholeMs: 6_000, partsMs: {},
   },
   readings: [{ who: 'ledger', what: 'descriptors', life: '1', moves, value }],
 });

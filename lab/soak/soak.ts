@@ -2,22 +2,17 @@
  * A sitting of the soak: one lab and one guest that moves back and forth, every so often with a
  * fault that must not cost it its memory. What a move is says faults/run.ts; here is their order.
  */
-import { CodedError } from '../../contracts/failures.ts';
 import type { Lab } from '../lab.ts';
 import { cellsOf, cutOf, mayBootAnew, obstacleOf } from '../faults/cells.ts';
 import type { Cell, Fault } from '../faults/cells.ts';
 import { Plant } from '../faults/plant.ts';
-import type { CampaignGuest } from '../faults/plant.ts';
 import { FaultRun } from '../faults/run.ts';
 import type { RunRecord } from '../faults/run.ts';
-import { until } from '../faults/waiting.ts';
 import type { Reading } from './growth.ts';
 import { sampleOf } from './sample.ts';
 
 /** Of all moves; the others are left in peace. */
 const faultShare = 1 / 3;
-/** A guest that was moved has to be at rest before its processes are read. */
-const restMsMax = 20_000;
 
 const isShort = (fault: Fault): boolean =>
   fault !== 'sigstop-20s' && (cutOf(fault)?.ms ?? 0) <= 5_000;
@@ -52,17 +47,6 @@ export interface SoakOptions {
   readonly interrupted: AbortSignal;
 }
 
-/** Where the guest is; its processes are up. Failure: internal. */
-async function settled(plant: Plant, guest: CampaignGuest): Promise<void> {
-  const owner = await until(async () => {
-    const entry = await plant.entry(guest.vm);
-    if (entry?.phase !== 'owned' || entry.owner === null) return null;
-    plant.turnTo({ source: entry.owner });
-    return plant.pidsOf('source-vmm', guest.vm).length > 0 ? entry.owner : null;
-  }, restMsMax);
-  if (owner === null) throw new CodedError('internal', `${guest.vm} is nowhere`);
-}
-
 /** Moves until the time is over, or until something happens that must not. */
 export async function runSoak(options: SoakOptions): Promise<void> {
   const { minutes, random, tell, onStep, onEnd, interrupted } = options;
@@ -74,10 +58,10 @@ export async function runSoak(options: SoakOptions): Promise<void> {
     const guest = await plant.boot('none');
     const end = performance.now() + minutes * 60_000;
     for (let moves = 1; performance.now() < end && !interrupted.aborted; moves += 1) {
-      await settled(plant, guest);
+      await plant.settle(guest);
       const record = await new FaultRun(plant, nextCell(random), tell).moveOf(guest, null);
       if (interrupted.aborted) return;
-      if (record.violations.length === 0) await settled(plant, guest);
+      if (record.violations.length === 0) await plant.settle(guest);
       onStep({ record, readings: await sampleOf(plant, guest, moves) });
       if (record.violations.length > 0) return;
     }
