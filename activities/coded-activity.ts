@@ -3,22 +3,18 @@
  * step runs. What a step does is decided elsewhere.
  */
 import { ApplicationFailure, Context } from '@temporalio/activity';
-import { CodedError, failureFields, FinalError } from '../contracts/failures.ts';
+import { failureFields, FinalError } from '../contracts/failures.ts';
+import { codedErrorOf } from '../contracts/foreign-errors.ts';
 import { timing } from '../contracts/limits.ts';
 
-/** The ApplicationFailure of any error; what is not of the closed list is `internal`. */
+/** The ApplicationFailure of any error; what nobody expected is `internal`. */
 export function toApplicationFailure(error: unknown): ApplicationFailure {
   if (error instanceof ApplicationFailure) return error;
-  if (error instanceof CodedError) {
-    const fields = failureFields(error.code, error.detail);
-    const nonRetryable = fields.nonRetryable || error instanceof FinalError;
-    return ApplicationFailure.create({ ...fields, nonRetryable, cause: error });
-  }
-  const detail = error instanceof Error ? `${error.name}: ${error.message}` : String(error);
+  const coded = codedErrorOf(error);
+  const fields = failureFields(coded.code, coded.detail);
+  const nonRetryable = fields.nonRetryable || coded instanceof FinalError;
   return ApplicationFailure.create({
-    ...failureFields('internal', detail),
-    ...(error instanceof Error ? { cause: error } : {}),
-  });
+    ...fields, nonRetryable, ...(error instanceof Error ? { cause: error } : {}) });
 }
 
 /**

@@ -40,6 +40,12 @@ export const failures = {
   'host/program-missing': row(
     'A program that the runner needs is missing', false, 'operator',
     'Install the named program on that host, see `novacron doctor`.'),
+  'host/files': row(
+    'A file or local socket of the host cannot be used', false, 'operator',
+    'Check the named path, its disk and its rights on that host, then repeat.'),
+  'host/exhausted': row(
+    'The host has run out of memory, processes or descriptors', true, 'operator',
+    'Free some there or raise the limit of its runner; the step is repeated meanwhile.'),
   'host/cordoned': row(
     'The host takes no new VMs', false, 'requester',
     'Choose another, or `novacron host uncordon`.'),
@@ -100,6 +106,9 @@ export const failures = {
   'migration/taken-back': row(
     'The target did not start the VM: it went back to its source', false, 'requester',
     'Look at the target\'s log, then start the move again.'),
+  'migration/target-gone': row(
+    'The VMM that was to take the VM over has ended', false, 'operator',
+    'The VM goes on at its source: look at the target\'s log, then start the move again.'),
   'migration/not-here': row(
     'This runner has no such session', true, 'nobody', 'The step is repeated.'),
   'runner/session-lost': row(

@@ -253,15 +253,15 @@ function nativeSourceOptions(options: SourceOptions): Addon.NativeSourceOptions 
 }
 
 /**
- * Loads the addon. Failure: internal when it has not been built (`npm run native`) or does not fit
- * this machine.
+ * Loads the addon. Failure: host/program-missing when it has not been built (`npm run native`) or
+ * does not fit this machine.
  */
 export function openMemoryEngine(): MemoryEngine {
   let addon: typeof Addon;
   try {
     addon = createRequire(import.meta.url)('../../native/generated/index.js') as typeof Addon;
   } catch (error) {
-    throw new CodedError('internal', 'the addon is missing: run `npm run native`', error);
+    throw new CodedError('host/program-missing', 'the addon: run `npm run native`', error);
   }
   return {
     openListener(options) {

@@ -94,7 +94,7 @@ test('a drain that does not end says so, and repeating the raise goes on waiting
 
 test('a damaged file is an error, never epoch 0', async () => {
   await writeFile(path, '{"version":1,"epo');
-  await expect(EpochGate.open(path)).rejects.toMatchObject({ code: 'internal' });
+  await expect(EpochGate.open(path)).rejects.toMatchObject({ code: 'host/files' });
 });
 
 test('whatever raises race, the epoch never falls and no lower writer passes', async () => {

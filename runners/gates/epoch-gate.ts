@@ -44,7 +44,7 @@ export class EpochGate {
   }
 
   /**
-   * Opens the gate whose epoch is kept at `path`; a new one stands at 0. Failure: internal
+   * Opens the gate whose epoch is kept at `path`; a new one stands at 0. Failure: host/files
    * (damaged).
    */
   static async open(path: string): Promise<EpochGate> {

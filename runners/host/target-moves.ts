@@ -19,7 +19,7 @@ import { proposeUntilAnswered, readEntry } from './move/ledger-steps.ts';
 import { barredTarget } from './move/barred-ports.ts';
 import type { GreetingRefusal, PeerGreeter } from './move/peer-link.ts';
 import { halfOfPostCopy, mayRemove, ResumedTarget } from './move/post-copy.ts';
-import { TargetMove } from './move/target-move.ts';
+import { ofTarget, TargetMove } from './move/target-move.ts';
 import { observeTarget } from './observe-target.ts';
 import { plantedDelayMs, plantedFault } from './planted-faults.ts';
 import { preflight } from './preflight.ts';
@@ -166,7 +166,7 @@ export class TargetMoves {
     } catch (error) {
       await session?.close();
       await this.#vms.remove(vm);
-      throw error;
+      throw ofTarget(error);
     }
   }
 

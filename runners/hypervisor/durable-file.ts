@@ -45,7 +45,7 @@ export async function writeDurably(
   await flushDirectory(dirname(path));
 }
 
-/** Reads and checks a JSON file of ours; null when there is none. Failure: internal (damaged). */
+/** Reads and checks a JSON file of ours; null when there is none. Failure: host/files. */
 export async function readChecked<T>(path: string, shape: z.ZodType<T>): Promise<T | null> {
   let text: string;
   try {
@@ -54,11 +54,11 @@ export async function readChecked<T>(path: string, shape: z.ZodType<T>): Promise
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
     throw error;
   }
-  if (text.length > fileBytesMax) throw new CodedError('internal', `${path} is too large`);
+  if (text.length > fileBytesMax) throw new CodedError('host/files', `${path} is too large`);
   try {
     return shape.parse(JSON.parse(text));
   } catch (error) {
-    throw new CodedError('internal', `${path} is damaged: ${String(error).slice(0, 300)}`, error);
+    throw new CodedError('host/files', `${path} is damaged: ${String(error).slice(0, 300)}`, error);
   }
 }
 
@@ -69,13 +69,12 @@ export async function readTail(path: string, bytesMax: number): Promise<string> 
   try {
     handle = await open(path, flags);
   } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
-    if (code === 'ENOENT') return '';
-    throw new CodedError('internal', `${path}: ${code ?? String(error)}`, error);
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return '';
+    throw new CodedError('host/files', String(error), error);
   }
   try {
     const fact = await handle.stat();
-    if (!fact.isFile()) throw new CodedError('internal', `${path} is not a file`);
+    if (!fact.isFile()) throw new CodedError('host/files', `${path} is not a file`);
     const length = Math.min(fact.size, bytesMax);
     const { buffer, bytesRead } = await handle.read(
       Buffer.alloc(length),

@@ -107,7 +107,7 @@ export interface VmIdentity {
   readonly role: 'cold' | 'incoming' | null;
 }
 
-/** Null when there is no such file; `internal` when it is damaged. */
+/** Null when there is no such file; `host/files` when it is damaged. */
 export async function readIdentity(paths: VmPaths): Promise<VmIdentity | null> {
   const read = await readChecked(paths.identity, identityShape);
   if (read === null) return null;

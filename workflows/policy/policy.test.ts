@@ -136,10 +136,10 @@ describe('the history budget', () => {
   it('looks four times, ever later, and not when the history is long', () => {
     expect([0, 1, 2, 3, 4].map((count) => nextLookMs(count, 40)))
       .toEqual([5_000, 20_000, 80_000, 320_000, null]);
-    expect(nextLookMs(0, limits.migrationHistoryEventsMax - 80)).toBeNull();
+    expect(nextLookMs(0, limits.migrationHistoryEventsMax - 86)).toBeNull();
   });
   it('begins a copy afresh while there is room for it', () => {
-    expect([60, 93, 94].map(attemptFits)).toEqual([true, true, false]);
+    expect([60, 87, 88].map(attemptFits)).toEqual([true, true, false]);
   });
   it('leaves a silent session alone, ever longer', () => {
     expect([0, 1, 2, 3, 7, 50].map(silenceMs))
@@ -147,7 +147,7 @@ describe('the history budget', () => {
   });
   it('keeps room for a cancel', () => {
     expect(commandFits(60)).toBe(true);
-    expect(commandFits(limits.migrationHistoryEventsMax - 62)).toBe(false);
+    expect(commandFits(limits.migrationHistoryEventsMax - 68)).toBe(false);
   });
 });
 

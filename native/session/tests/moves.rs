@@ -349,3 +349,15 @@ fn a_target_that_was_started_anew_is_a_lost_session_and_no_refusal() {
         assert_eq!(failure.code, FailureCode::SessionLost, "post-copy {post_copy}: {failure}");
     }
 }
+
+#[test]
+fn a_target_that_goes_before_memory_is_begun_is_told_as_what_it_is() {
+    let lab = Lab::new(64 << 20);
+    let attempt = lab.start(&Wanted::default());
+    attempt.source.connect().wait().expect("connected");
+    attempt.target.end();
+    until("the source hears of it", || attempt.source.snapshot().failure.is_some());
+    attempt.source.start_pre_copy().expect("not the caller's mistake");
+    let failure = attempt.source.converged().wait().expect_err("the move ends");
+    assert_ne!(failure.code, FailureCode::Internal, "{failure}");
+}

@@ -1,5 +1,6 @@
 /** Which of several reasons a move that is given up before STOP is called by. */
 import { CodedError, failureReport, type FailureReport } from '../../../contracts/failures.ts';
+import { codedErrorOf } from '../../../contracts/foreign-errors.ts';
 import type { SessionOutcome } from '../../../contracts/migration.ts';
 import type { ConvergenceDecision } from '../../data-plane/sessions.ts';
 
@@ -30,7 +31,7 @@ export async function giveUpCause(error: unknown, target: {
   readonly told: () => FailureReport | null;
   readonly sleep: (ms: number) => Promise<void>;
 }): Promise<CodedError> {
-  const coded = error instanceof CodedError ? error : new CodedError('internal', String(error), error);
+  const coded = codedErrorOf(error);
   if (!isEcho(coded)) return coded;
   if (target.lost !== null && target.told() === null) {
     await Promise.race([target.lost().catch(() => undefined), target.sleep(targetReasonMs)]);

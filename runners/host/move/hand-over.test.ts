@@ -124,6 +124,8 @@ function conversationPair(): { a: PeerConversation; b: PeerConversation; cut: ()
 
 interface Faults {
   readonly failing?: string;
+  /** As a peer's lanes refuse. */
+  readonly refused?: string;
   /** Takes many turns of the event loop; its end is traced, too. */
   readonly slow?: string;
   readonly digestAtTarget?: string;
@@ -147,6 +149,7 @@ function stage(faults: Faults = {}) {
       for (let turn = 0; turn < 50; turn += 1) await new Promise((go) => setImmediate(go));
       trace.push(`${name} done`);
     }
+    if (faults.refused === name) throw new CodedError('link/refused', `${name} by the test`);
     if (faults.failing === name) throw new Error(`${name} fails by the test`);
     await Promise.resolve();
   };
@@ -204,6 +207,7 @@ function stage(faults: Faults = {}) {
   });
   const streams = new Map<HostName, { readonly epoch: number; readonly disks: FencedDisks }>();
   const never = new Promise<CodedError>(() => undefined);
+  const targetEnd = Promise.withResolvers<CodedError>();
   const memoryIn = Promise.withResolvers<void>();
   const snapshot = {
     round: 2, bytesPlanned: 1, bytesDone: 1, bytesOnWire: 1, ioSequence: [], diskBytes: 0,
@@ -273,7 +277,7 @@ function stage(faults: Faults = {}) {
     stamp: (epoch) => step(`source-stamp-${epoch}`),
   };
   const targetVmm: TargetVmm = {
-    incarnation: incarnation('2'.repeat(32)), ended: never,
+    incarnation: incarnation('2'.repeat(32)), ended: targetEnd.promise,
     copying: () => undefined,
     loaded: async () => {
       await deviceIn.promise;
@@ -322,7 +326,7 @@ function stage(faults: Faults = {}) {
     },
   });
   return {
-    ledger, trace, running, sourceMove, targetMove,
+    ledger, trace, running, sourceMove, targetMove, targetVmmEnds: targetEnd.resolve,
     outcome: () => sourceMove.run(),
     get twoRan() { return twoRan; },
   };
@@ -335,6 +339,29 @@ describe('the hand-over', () => {
     expect(dead.ledger.entry()).toMatchObject({ owner: h1, phase: 'owned' });
     expect(dead.sourceMove.isClosed).toBe(true);
     await expect(dead.sourceMove.abort('compensation')).resolves.toBeUndefined();
+  });
+
+  test('a target that has ended before its source came says why', async () => {
+    const scene = stage();
+    scene.targetVmmEnds(new CodedError('vmm/gone', 'killed by the test'));
+    await scene.targetMove.outcome;
+    const { a, b } = conversationPair();
+    const heard: PeerMessage[] = [];
+    a.listen((message) => heard.push(message));
+    scene.targetMove.attach(b);
+    await expect.poll(() => heard).toMatchObject([
+      { kind: 'gave-up', code: 'migration/target-gone', detail: 'killed by the test' }]);
+  });
+
+  test('lanes that an ended target refuses are told by its own reason', async () => {
+    const scene = stage({ refused: 'connect' });
+    scene.targetVmmEnds(new CodedError('vmm/gone', 'killed by the test'));
+    await expect(scene.sourceMove.syncDisks()).rejects.toMatchObject({
+      code: 'migration/target-gone', detail: 'killed by the test' });
+    const outcome = await scene.outcome();
+    expect(outcome).toMatchObject({
+      kind: 'failed', resumed: true, failure: { code: 'migration/target-gone' } });
+    expect([...scene.running]).toEqual([h1]);
   });
 
   test.each(['disks-synchronised', 'converged', 'tighten'])(

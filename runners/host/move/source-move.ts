@@ -4,9 +4,9 @@
  * engine's, ownership the ledger's, and what to do while the VM stands is source-decision.ts.
  */
 import { CodedError, failureReport, type FailureReport } from '../../../contracts/failures.ts';
+import { codedErrorOf } from '../../../contracts/foreign-errors.ts';
 import type {
-  SessionCommand, SessionOutcome, SessionProgress,
-} from '../../../contracts/migration.ts';
+  SessionCommand, SessionOutcome, SessionProgress } from '../../../contracts/migration.ts';
 import type { TransferRecord } from '../../../contracts/ownership.ts';
 import type { ConvergenceDecision } from '../../data-plane/sessions.ts';
 import { transferFigures } from './figures.ts';
@@ -57,10 +57,9 @@ export class SourceMove {
   constructor(options: SourceMoveOptions) {
     this.#options = options;
     this.#pass = options.gates.enter(options.epoch, options.session);
-    this.#startedAtMs = options.world.nowMs();
-    this.#attendedAtMs = this.#startedAtMs;
-    this.#connectedMs = this.#startedAtMs;
-    this.#memoryBegunMs = this.#startedAtMs;
+    const nowMs = options.world.nowMs();
+    [this.#startedAtMs, this.#attendedAtMs] = [nowMs, nowMs];
+    [this.#connectedMs, this.#memoryBegunMs] = [nowMs, nowMs];
     this.#interruption = new Interruption(options.vmm.ended);
   }
 
@@ -85,8 +84,9 @@ export class SourceMove {
   /** Link, lanes, disks in sync. Failures: link/*, disk/mirror, migration/cancelled. */
   async syncDisks(): Promise<void> {
     this.#syncing ??= this.#syncDisks();
-    await this.#interruption.race(this.#syncing).catch((error: unknown) => {
-      throw lostWithRunner(error, this.#options.isSuccessor);
+    await this.#interruption.race(this.#syncing).catch(async (error: unknown) => {
+      const lost = lostWithRunner(error, this.#options.isSuccessor);
+      throw lost === error ? await this.#causeOf(error) : lost;
     });
   }
 
@@ -106,9 +106,7 @@ export class SourceMove {
     }
     if (command.kind === 'set-bandwidth') this.#looks.forgetPace();
     if (command.kind === 'cancel') this.#interruption.cancel(command.by);
-    if (command.kind === 'pause' || command.kind === 'resume') {
-      this.#paused = command.kind === 'pause';
-    }
+    this.#paused = command.kind === 'pause' || (this.#paused && command.kind !== 'resume');
     await applyCommand(command, { session, disks });
   }
 
@@ -209,13 +207,17 @@ export class SourceMove {
     }
   }
 
-  /** The VM never stopped: nothing to ask the ledger, the workflow aborts the migration there. */
-  async #giveUpRunning(error: unknown): Promise<SessionOutcome> {
-    const coded = await giveUpCause(error, {
+  #causeOf(error: unknown): Promise<CodedError> {
+    return giveUpCause(error, {
       lost: this.#link === null ? null : () => this.#targetLost(),
       told: () => this.#targetFailure,
       sleep: (ms) => this.#options.world.sleep(ms),
     });
+  }
+
+  /** The VM never stopped: nothing to ask the ledger, the workflow aborts the migration there. */
+  async #giveUpRunning(error: unknown): Promise<SessionOutcome> {
+    const coded = await this.#causeOf(error);
     this.#options.vmm.moveOver();
     await this.#undo();
     this.#options.log.warn({ code: coded.code, detail: coded.detail }, 'the move is given up');
@@ -225,9 +227,8 @@ export class SourceMove {
   async #undo(): Promise<void> {
     const { session, disks, log, world, vm } = this.#options;
     const ends = await Promise.allSettled([session.abort(), disks.cancel(), world.note(vm, null)]);
-    for (const end of ends) {
-      if (end.status === 'rejected') log.error({ error: String(end.reason) }, 'undoing failed');
-    }
+    const failed = ends.filter((end) => end.status === 'rejected');
+    for (const { reason } of failed) log.error({ error: String(reason) }, 'undoing failed');
     await this.close();
   }
 
@@ -243,7 +244,7 @@ export class SourceMove {
     try {
       record = await this.#sendLast(decision);
     } catch (error) {
-      const coded = error instanceof CodedError ? error : new CodedError('internal', String(error));
+      const coded = codedErrorOf(error);
       log.warn({ code: coded.code, detail: coded.detail }, 'the last pass failed');
       this.#targetFailure ??= failureReport(coded.code, coded.detail);
     }
@@ -363,13 +364,13 @@ export class SourceMove {
     await gates.closeNics();
     await world.note(vm, sourceNote(this.#options, 'handed-over'));
     const message = await this.#runningMessage();
+    const { missingPageCount: missing } = facts.record;
     const figures = transferFigures({
       nowMs: world.nowMs(),
       startedAtMs: this.#startedAtMs,
       connectedMs: this.#connectedMs,
       memoryBegunMs: this.#memoryBegunMs,
-      missingPageCount: facts.record.missingPageCount,
-      clockOffsetMs: this.#clock.offsetMs,
+      missingPageCount: missing, clockOffsetMs: this.#clock.offsetMs,
       stopEventMs: facts.stopEventMs,
       stoppedMs: facts.stoppedMs,
       targetMarks: message?.marks ?? null,
@@ -377,7 +378,6 @@ export class SourceMove {
       convergence: [disks.progress().said, facts.decision.reason]
         .filter((text) => text !== '').join('; '),
     });
-    const missing = facts.record.missingPageCount;
     this.#phase = missing > 0 ? 'post-copy' : 'ended';
     void tendFrozenImage({
       missingPageCount: missing, exactness: this.#options.policy.exactness, session, log,

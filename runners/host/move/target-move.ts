@@ -6,6 +6,7 @@
 import type { Logger } from 'pino';
 import type { ExactnessMode, ExactnessReport } from '../../../contracts/exactness.ts';
 import { CodedError, type FailureCode } from '../../../contracts/failures.ts';
+import { codedErrorOf } from '../../../contracts/foreign-errors.ts';
 import type { HostName, MigrationId, VmName } from '../../../contracts/identity.ts';
 import type { TransferRecord, VmEntry } from '../../../contracts/ownership.ts';
 import type { MemoryRecord, TargetSession } from '../../data-plane/sessions.ts';
@@ -54,6 +55,13 @@ function requireEqualDisks(
     + ` ${received[wrong]} here, to ${sent?.[wrong]} at the source`);
 }
 
+/** Why a target gives up. The end of the VMM that waits there is not the end of the VM. */
+export function ofTarget(error: unknown): CodedError {
+  const coded = codedErrorOf(error);
+  if (coded.code !== 'vmm/gone' && coded.code !== 'vm/stopped-itself') return coded;
+  return new CodedError('migration/target-gone', coded.detail, coded);
+}
+
 /** Marks that were not reached stand at this; they never leave the file. */
 const unmarked = 0;
 
@@ -76,6 +84,7 @@ export class TargetMove {
   #digest = '';
   #isChecked = false;
   #nicsOpen: Promise<void> = Promise.resolve();
+  #gaveUp: PeerMessage | null = null;
 
   /** Failure: ownership/refused when the gate here is above the source's epoch. */
   constructor(options: TargetMoveOptions) {
@@ -83,7 +92,7 @@ export class TargetMove {
     this.#pass = options.gates.enter(options.epoch, options.session);
     this.#givenUp.promise.catch(() => undefined);
     void options.vmm.ended.then((how) => {
-      this.#givenUp.reject(new CodedError('vmm/gone', `the incoming VMM ended: ${how.detail}`));
+      this.#givenUp.reject(how);
     });
     void this.#takeOver();
   }
@@ -102,13 +111,17 @@ export class TargetMove {
     return this.#options.session;
   }
 
-  /** The source's runner opened its link, possibly again after a cut. */
+  /**
+   * The source's runner opened its link, possibly again after a cut. A try that has ended before
+   * says why: its lanes alone would look like a matter of certificates.
+   */
   attach(link: PeerConversation): void {
     this.#link?.close();
     this.#link = link;
     this.#options.vmm.copying();
     void link.gone.then(() => { if (this.#link === link) this.#sourceGone.resolve(); });
     link.listen((message) => this.#receive(message));
+    if (this.#gaveUp !== null) link.send(this.#gaveUp);
   }
 
   /**
@@ -310,8 +323,7 @@ export class TargetMove {
    */
   async #giveUp(error: unknown): Promise<void> {
     const { world, vm, migration, epoch, vmm, log } = this.#options;
-    const code = error instanceof CodedError ? error.code : 'internal';
-    const detail = error instanceof CodedError ? error.detail : String(error);
+    const { code, detail } = ofTarget(error);
     log.warn({ code, detail, stage: this.#stage }, 'the target gives up');
     const committed = this.#stage === 'committed';
     const neverRan = await vmm.kill();
@@ -322,9 +334,8 @@ export class TargetMove {
       }]);
     }
     this.#stage = 'ended';
-    this.#link?.send({
-      version: 1, kind: 'gave-up', code, detail: detail.slice(0, 2000),
-    });
+    this.#gaveUp = { version: 1, kind: 'gave-up', code, detail: detail.slice(0, 2000) };
+    this.#link?.send(this.#gaveUp);
     await this.#closeSession();
     this.#outcome.resolve({ kind: 'gave-up', code, detail });
   }

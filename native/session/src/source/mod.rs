@@ -421,8 +421,12 @@ impl SourceSession {
     /// Arms tracking and starts round 0; a failure comes with `converged`.
     pub fn start_pre_copy(&self) -> Result<(), Failure> {
         let mut driver = lock(&self.driver);
-        if driver.is_some() || self.shared.ended() {
+        if driver.is_some() {
             return Err(Failure::new(FailureCode::Internal, "pre-copy was started before"));
+        }
+        // The target may have gone while the lanes lay idle: no mistake of the caller.
+        if self.shared.ended() {
+            return Ok(());
         }
         let shared = self.shared.clone();
         *driver = Some(start("driver", move || driver::run(&shared))?);
