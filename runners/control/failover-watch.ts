@@ -9,7 +9,8 @@ import { failoverRequest, type VmName } from '../../contracts/identity.ts';
 import { timing } from '../../contracts/limits.ts';
 import type { HostView, Ledger, VmEntry } from '../../contracts/ownership.ts';
 import { outlivesItsHost } from '../../contracts/runner.ts';
-import { startLifecycle } from '../../payloads/lifecycle-client.ts';
+import type { LifecycleOutcome } from '../../contracts/vm-lifecycle.ts';
+import { runLifecycle } from '../../payloads/lifecycle-client.ts';
 
 /** VMs that may have to be started elsewhere: bound to a lease, wanted, startable. Pure. */
 export function abandonedVms(
@@ -23,31 +24,69 @@ export function abandonedVms(
     && spec.failover === 'automatic' && outlivesItsHost(spec));
 }
 
+/** After a failover that did not come about, ms: doubled each time, up to the second figure. */
+const askAgainMs = { first: 1_000, max: 30_000 } as const;
+
+/** What has been asked for: one run at a time for a VM and epoch, ever more seldom if they fail. */
+export class Askings {
+  readonly #asked = new Map<VmName, {
+    readonly epoch: number; readonly endedCount: number;
+    /** Infinite while the run is open. */
+    readonly againAtMs: number;
+  }>();
+
+  /** Whether it is to be asked for now, and then for the first time under this epoch. */
+  begin({ vm, epoch }: Pick<VmEntry, 'vm' | 'epoch'>, nowMs: number): 'first' | 'again' | 'wait' {
+    const known = this.#asked.get(vm);
+    const isKnown = known?.epoch === epoch;
+    if (isKnown && nowMs < known.againAtMs) return 'wait';
+    const endedCount = isKnown ? known.endedCount : 0;
+    this.#asked.set(vm, { epoch, endedCount, againAtMs: Infinity });
+    return isKnown ? 'again' : 'first';
+  }
+
+  /** Its run has ended, however; if the VM is still where it was, that was a failure. */
+  ended({ vm, epoch }: Pick<VmEntry, 'vm' | 'epoch'>, nowMs: number): void {
+    const known = this.#asked.get(vm);
+    if (known?.epoch !== epoch) return;
+    const waitMs = Math.min(askAgainMs.max, askAgainMs.first * 2 ** known.endedCount);
+    this.#asked.set(vm, { epoch, endedCount: known.endedCount + 1, againAtMs: nowMs + waitMs });
+  }
+}
+
+/** Runs `failoverVm` for the VM and epoch, or joins the run that is under way, to its end. */
+export const failoverBy = (client: Client) =>
+  async ({ vm, epoch }: VmEntry): Promise<LifecycleOutcome> => (await runLifecycle(client, {
+    step: 'failover',
+    input: { version: 1, vm, epoch, request: failoverRequest(epoch), to: null, fenceProof: null },
+  })).outcome;
+
 /** Looks every timing.failoverLookEveryMs until it is closed. */
 export function watchForFailover(
-  { ledger, client, log }: {
-    readonly ledger: Ledger; readonly client: Client; readonly log: Logger;
+  { ledger, failover, log }: {
+    readonly ledger: Pick<Ledger, 'listHosts' | 'listVms'>;
+    readonly failover: (entry: VmEntry) => Promise<LifecycleOutcome>;
+    readonly log: Logger;
   },
 ): { readonly close: () => void } {
   let isLooking = false;
-  /** Epoch of each VM that was told. */
-  const told = new Map<VmName, number>();
+  const askings = new Askings();
+  const ask = (entry: VmEntry): void => {
+    const { vm, epoch, owner } = entry;
+    const step = askings.begin(entry, Date.now());
+    if (step === 'wait') return;
+    if (step === 'first') {
+      log.warn({ vm, epoch, owner }, 'its host is silent: a failover is asked for');
+    }
+    failover(entry).then(
+      ({ kind }) => log.info({ vm, epoch, kind }, 'a failover has ended'),
+      (error: unknown) => log.warn({ vm, epoch, error: String(error) }, 'a failover is unknown'),
+    ).finally(() => askings.ended(entry, Date.now()));
+  };
   const look = async (): Promise<void> => {
     const hosts = await ledger.listHosts();
     if (!hosts.some(({ silentForMs }) => silentForMs > timing.failoverSilentMsMin)) return;
-    for (const { vm, epoch, owner } of abandonedVms(hosts, await ledger.listVms())) {
-      if (told.get(vm) !== epoch) {
-        log.warn({ vm, epoch, owner }, 'its host is silent: a failover is asked for');
-        told.set(vm, epoch);
-      }
-      // The same VM and epoch join the one that is under way, whoever started it.
-      await startLifecycle(client, {
-        step: 'failover',
-        input: {
-          version: 1, vm, epoch, request: failoverRequest(epoch), to: null, fenceProof: null,
-        },
-      });
-    }
+    for (const entry of abandonedVms(hosts, await ledger.listVms())) ask(entry);
   };
   const timer = setInterval(() => {
     if (isLooking) return;

@@ -17,7 +17,7 @@ import { installTemporalRuntime } from '../temporal-runtime.ts';
 import { serveCodec } from './codec-server.ts';
 import { controlDeployment, controlWorkerOptions } from './composition.ts';
 import { makeCurrent } from './deployment.ts';
-import { watchForFailover } from './failover-watch.ts';
+import { failoverBy, watchForFailover } from './failover-watch.ts';
 
 /** A workflow task takes milliseconds, a ledger step at most its ten seconds. */
 const drainMs = 12_000;
@@ -61,7 +61,7 @@ async function run(config: ControlConfig, logger: Logger): Promise<void> {
   const codec = config.codec === null ? null
     : await serveCodec({ ...config.codec, tls: config.tls, revoked, logger,
       payloadKeysPath: config.payloadKeysPath });
-  const watch = watchForFailover({ ledger, client, log: logger });
+  const watch = watchForFailover({ ledger, failover: failoverBy(client), log: logger });
   const faults = await openFaultPoints(config, { points, revoked, log: logger });
   const stop = (): void => {
     logger.info('stopping');
