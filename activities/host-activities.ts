@@ -9,7 +9,8 @@ import type { HostOperations, OperationCall } from './host-operations.ts';
 
 /**
  * What the worker of a host registers. Every activity heartbeats (heartbeat time-out 3 s), the two
- * that copy with the session's progress as detail, which clients read from the pending activity.
+ * that copy with the session's progress as detail, the one that verifies with its check's; clients
+ * read both from the pending activity.
  */
 export function createHostActivities(
   operations: HostOperations,
@@ -31,7 +32,8 @@ export function createHostActivities(
       SessionOutcome>((input, call) => operations.copyMemoryAndSwitchOver(input, call)),
     commandSession: step((input, call) => operations.commandSession(input, call)),
     peekSession: async (input) => operations.peekSession(input),
-    verifyTarget: step((input, call) => operations.verifyTarget(input, call)),
+    verifyTarget: (input) => withHeartbeat(
+      (signal) => operations.verifyTarget(input, { signal }), () => operations.peekCheck(input)),
     resolveDamage: step((input, call) => operations.resolveDamage(input, call)),
     releaseSource: step((input, call) => operations.releaseSource(input, call)),
     abortSource: step((input, call) => operations.abortSource(input, call)),

@@ -18,6 +18,7 @@
  * 5. Failures are CodedError of the closed list; `retryable` there decides whether the same step is
  *    called again.
  */
+import type { CheckProgress } from '../contracts/exactness.ts';
 import type {
   HostActivities, SessionCommand, SessionOutcome, SessionProgress, StepInput, TargetEndpoint,
   MigrationPolicy,
@@ -69,6 +70,8 @@ export interface HostOperations {
   ): Promise<void>;
   /** A cheap snapshot, called every `timing.heartbeatEveryMs`; null without a session. */
   peekSession(step: StepInput): SessionProgress | null;
+  /** How far the comparison that `verifyTarget` waits for is; null where none is running. */
+  peekCheck(step: StepInput): CheckProgress | null;
   /** Waits until every page is present and both images are compared; post-copy may take minutes. */
   readonly verifyTarget: ShortStep<HostActivities['verifyTarget']>;
   readonly resolveDamage: ShortStep<HostActivities['resolveDamage']>;

@@ -4,6 +4,7 @@
  */
 import type { EvacuateHostInput, EvacuationCommand, EvacuationStatus,
 } from '../contracts/evacuation.ts';
+import type { CheckProgress } from '../contracts/exactness.ts';
 import type { HostName, MigrationId, VmName } from '../contracts/identity.ts';
 import type { MigrateVmInput, MigrationOutcome, MigrationStatus, SessionCommand,
 } from '../contracts/migration.ts';
@@ -29,6 +30,8 @@ export interface MigrationRow {
 export interface MoveView {
   /** Progress inside is that of the newest heartbeat. */
   readonly status: MigrationStatus;
+  /** Of the newest heartbeat while the target compares its image. */
+  readonly check: CheckProgress | null;
   /** Attempts of the copying step; above 1 it was taken up again. */
   readonly attempt: number;
   /** Failure of a step that is being repeated. */

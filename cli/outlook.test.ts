@@ -55,7 +55,7 @@ describe('a move that will not end', () => {
       .toMatch(/deadline[^]*--deadline 24h/);
   });
   it('is in `why`, with the first remedy as the next command', () => {
-    const view = { status: statusOf({}), attempt: 1, lastFailure: null };
+    const view = { status: statusOf({}), check: null, attempt: 1, lastFailure: null };
     const said = explainMove({ migration, view, entry: null, end: null, silent: false });
     expect(said.because[0]).toMatch(/30 MiB\/s changed, 10 MiB\/s sent/);
     expect(said.nextCommand).toBe(
@@ -68,7 +68,7 @@ describe('a move that will not end', () => {
     const display = new ProgressDisplay(
       { write: (text: string) => { written.push(text); }, columns: null }, () => 0);
     const show = (outlook: SessionProgress['outlook'] & string): void => display.show(
-      { status: statusOf({ outlook }), attempt: 1, lastFailure: null }, migration);
+      { status: statusOf({ outlook }), check: null, attempt: 1, lastFailure: null }, migration);
     const times = (): number =>
       written.filter((text) => text.includes('faster than the link')).length;
     show('not-converging');

@@ -27,6 +27,18 @@ const status = fc.tuple(fc.constantFrom(...phases), fc.float({ min: 0, max: 100,
   fc.option(progress)).map(([phase, percent, now]) => statusOf(phase, percent, now));
 
 describe('nextView', () => {
+  it('shows how far the check is while the move waits for it, and not afterwards', () => {
+    const check = { version: 1, pagesDone: 400, pagesTotal: 1_000, etaMs: 1_800 } as const;
+    const status = statusOf('verify', 96.8, null);
+    const view = nextView(null, { status, heartbeat: null, check });
+    expect(progressLine(view, null))
+      .toContain('96.8 %  verify  ETA 1.8 s  memory compared to 40 %');
+    expect(progressLine({ ...view, check: { ...check, etaMs: null } }, null))
+      .toContain('ETA: estimating');
+    const over = { status: statusOf('settle', 98, null), heartbeat: null, check };
+    const settling = nextView(view, over);
+    expect(settling.check).toBeNull();
+  });
   it('never falls in percent, bytes, rounds or phase', () => {
     fc.assert(fc.property(fc.array(fc.tuple(status, fc.option(progress)), { minLength: 2 }),
       (looks) => {

@@ -2,6 +2,7 @@
  * What a person sees of a running move: pure. Figures that would run backwards are held; the rest
  * is shown as it is reported. How often it is asked is decided by `watch.ts`.
  */
+import type { CheckProgress } from '../contracts/exactness.ts';
 import type { MigrationPhase, MigrationStatus, MoveOutlook, MoveSize, SessionProgress,
 } from '../contracts/migration.ts';
 import { formatBytes } from '../contracts/units.ts';
@@ -23,6 +24,7 @@ export interface ProgressView {
   readonly outlook: MoveOutlook;
   readonly mirrorMode: SessionProgress['mirrorMode'];
   readonly waitsFor: string | null;
+  readonly check: CheckProgress | null;
 }
 
 const phaseOrder: readonly MigrationPhase[] = ['preflight', 'reserve', 'prepare-target',
@@ -75,8 +77,9 @@ const refine = (phase: MigrationPhase, progress: SessionProgress | null): Migrat
  */
 export function nextView(
   shown: ProgressView | null,
-  { status, heartbeat }: {
+  { status, heartbeat, check = null }: {
     readonly status: MigrationStatus; readonly heartbeat: SessionProgress | null;
+    readonly check?: CheckProgress | null;
   },
 ): ProgressView {
   const progress = laterProgress(status.progress, heartbeat);
@@ -101,6 +104,7 @@ export function nextView(
     outlook: progress?.outlook ?? 'unknown',
     mirrorMode: progress?.mirrorMode ?? 'none',
     waitsFor: status.waitingFor?.what ?? null,
+    check: status.phase === 'verify' ? check : null,
   };
 }
 
@@ -129,6 +133,14 @@ function etaText({ etaMs, outlook }: ProgressView): string {
   return outlook === 'past-deadline' ? 'ETA: after its deadline' : 'ETA: estimating';
 }
 
+function checkTexts({ pagesDone, pagesTotal, etaMs }: CheckProgress): readonly string[] {
+  const percent = (pagesDone / Math.max(1, pagesTotal) * 100).toFixed(0);
+  return [
+    etaMs === null ? 'ETA: estimating' : `ETA ${formatMillis(etaMs)}`,
+    `memory compared to ${percent} %; the VM runs at the target`,
+  ];
+}
+
 /** One line: bar, percent, phase, and the figures that matter in it. */
 export function progressLine(view: ProgressView, columns: number | null): string {
   const copying = view.phase === 'copy-disk' || view.phase === 'copy-memory';
@@ -144,7 +156,8 @@ export function progressLine(view: ProgressView, columns: number | null): string
         ? [] : [`downtime ~${formatMillis(view.estimatedDowntimeMs)}`]),
       `${formatBytes(view.bytesOnWire)} on wire`,
       ...(view.mirrorMode === 'write-blocking' ? ['disk writes wait for the target'] : []),
-    ] : view.waitsFor === null ? [] : [`waits for ${view.waitsFor}`]),
+    ] : view.check !== null ? checkTexts(view.check)
+      : view.waitsFor === null ? [] : [`waits for ${view.waitsFor}`]),
   ];
   const line = parts.join('  ');
   return columns !== null && line.length >= columns

@@ -11,7 +11,7 @@ const statusOf = (phase: MigrationPhase, percent: number) => ({ version: 1, phas
   policy: defaultPolicy, progress: null, waitingFor: null,
     outcome: null }) as unknown as MigrationStatus;
 const look = (phase: MigrationPhase, percent: number) =>
-  ({ status: statusOf(phase, percent), attempt: 1, lastFailure: null });
+  ({ status: statusOf(phase, percent), check: null, attempt: 1, lastFailure: null });
 
 function drawn(columns: number | null, looks: readonly [number, MigrationPhase, number][]): string {
   let text = '';

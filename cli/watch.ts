@@ -56,7 +56,8 @@ export class ProgressDisplay {
 
   /** Draws a move; `migration` is how advice names it. */
   show(move: MoveView, migration: string): void {
-    this.#shown = nextView(this.#shown, { status: move.status, heartbeat: null });
+    this.#shown = nextView(
+      this.#shown, { status: move.status, heartbeat: null, check: move.check });
     this.#advise(outlookAdvice({ migration, status: move.status }));
     const line = printable(progressLine(this.#shown, this.#sink.columns));
     if (this.#sink.columns !== null) {

@@ -43,6 +43,15 @@ export const exactnessReport = z.strictObject({
 });
 export type ExactnessReport = z.infer<typeof exactnessReport>;
 
+/** How far the comparison at the target is: its heartbeats' detail, newer than any report. */
+export interface CheckProgress {
+  readonly version: 1;
+  readonly pagesDone: number;
+  readonly pagesTotal: number;
+  /** Until all are compared; null before there is a rate. */
+  readonly etaMs: number | null;
+}
+
 /** A report of a check that has nothing to say of pages. */
 export const plainReport = (
   kind: 'unverified' | 'off' | 'exact', detail: string,

@@ -2,6 +2,7 @@
  * How far a move is, as a number that people can read: pure, from phase and session progress. Used
  * by the workflow and by clients, which see newer figures in the heartbeats.
  */
+import type { CheckProgress } from './exactness.ts';
 import type { MigrationPhase, MoveSize, SessionProgress } from './migration.ts';
 
 /** The part of the scale at which each phase begins, percent; copying has nearly all of it. */
@@ -42,6 +43,10 @@ export function percentOf(
   const copied = diskScale * diskDone + (1 - diskScale) * memoryDone;
   return phaseStart['copy-disk'] + copied * (phaseStart.switchover - phaseStart['copy-disk']);
 }
+
+/** The same while the images are compared, which is nearly all of verifying. */
+export const checkPercent = ({ pagesDone, pagesTotal }: CheckProgress): number =>
+  phaseStart.verify + share(pagesDone, pagesTotal) * (phaseStart.settle - phaseStart.verify);
 
 /** The larger of what was shown and what is known now, within the scale, one decimal. */
 export const neverFalling = (shown: number, fresh: number): number =>

@@ -20,7 +20,10 @@ import { timing } from '../contracts/limits.ts';
 import {
   migrateVmType, migrationMessages, migrationSearchAttributes,
 } from '../contracts/migration.ts';
-import { neverFalling, percentOf, refinedPhase } from '../contracts/migration-percent.ts';
+import type { CheckProgress } from '../contracts/exactness.ts';
+import {
+  checkPercent, neverFalling, percentOf, refinedPhase,
+} from '../contracts/migration-percent.ts';
 import type {
   MigrateVmInput, MigrationOutcome, MigrationStatus, SessionCommand, SessionProgress,
 } from '../contracts/migration.ts';
@@ -29,6 +32,8 @@ type MigrationHandle = WorkflowHandle<(input: MigrateVmInput) => Promise<Migrati
 
 /** The move's own activities, whose heartbeats carry SessionProgress. */
 const copyingActivities = ['copyDisk', 'copyMemoryAndSwitchOver'];
+/** The one whose heartbeats carry CheckProgress. */
+const checkingActivity = 'verifyTarget';
 
 /** A frontend that restarts or aborts a workflow task answers again within half a second. */
 const commandAttemptsMax = 3;
@@ -117,23 +122,31 @@ export async function commandMigration(
 export interface MigrationView {
   /** With `progress` of the last heartbeat where a copying step is running. */
   readonly status: MigrationStatus;
+  /** Of the last heartbeat while the target compares its image, null otherwise. */
+  readonly check: CheckProgress | null;
   /** Attempts of the copying step so far, 0 when none is running. */
   readonly attempt: number;
   /** Last failure of a step that is being repeated, for `novacron why`. */
   readonly lastFailure: string | null;
 }
 
-async function decodeProgress(
-  client: Client,
-  payloads: readonly Payload[] | null | undefined,
-): Promise<SessionProgress | null> {
-  const [first] = payloads ?? [];
+type PendingActivity = NonNullable<
+  Awaited<ReturnType<MigrationHandle['describe']>>['raw']['pendingActivities']>[number];
+
+/** What the last heartbeat said, with the estimate as it stands now. */
+async function lastTold<Told extends { readonly etaMs: number | null }>(
+  client: Client, step: PendingActivity | undefined,
+): Promise<Told | null> {
+  const [first] = step?.heartbeatDetails?.payloads ?? [];
   if (first === undefined) return null;
   const { payloadCodecs, payloadConverter } = client.options.loadedDataConverter;
   let decoded: Payload[] = [first];
   for (const codec of payloadCodecs.toReversed()) decoded = await codec.decode(decoded);
   const [payload] = decoded;
-  return payload === undefined ? null : payloadConverter.fromPayload<SessionProgress>(payload);
+  const told = payload === undefined ? null : payloadConverter.fromPayload<Told | null>(payload);
+  const { seconds, nanos } = step?.lastHeartbeatTime ?? {};
+  const toldAtMs = Number(seconds ?? 0) * 1e3 + (nanos ?? 0) / 1e6;
+  return told === null || toldAtMs === 0 ? told : agedEta(told, Date.now() - toldAtMs);
 }
 
 /**
@@ -141,10 +154,12 @@ async function decodeProgress(
  * would be wrong by that. Temporal's clock stamped it and ours reads it, so a difference between
  * the two counts as age, up to the limit.
  */
-export function agedEta(progress: SessionProgress, ageMs: number): SessionProgress {
-  if (progress.etaMs === null || progress.paused) return progress;
+export function agedEta<Told extends {
+  readonly etaMs: number | null; readonly paused?: boolean;
+}>(told: Told, ageMs: number): Told {
+  if (told.etaMs === null || told.paused === true) return told;
   const age = Math.min(Math.max(0, ageMs), timing.heartbeatTimeoutMs);
-  return { ...progress, etaMs: Math.max(0, progress.etaMs - age) };
+  return { ...told, etaMs: Math.max(0, told.etaMs - age) };
 }
 
 /** Phase and percent as the newer figures have them. */
@@ -153,6 +168,10 @@ function withProgress(status: MigrationStatus, progress: SessionProgress): Migra
   const percent = neverFalling(status.percent, fresh);
   return { ...status, progress, percent, phase: refinedPhase(status.phase, progress) };
 }
+
+const withCheck = (status: MigrationStatus, check: CheckProgress | null): MigrationStatus =>
+  check === null || status.phase !== 'verify' ? status
+    : { ...status, percent: neverFalling(status.percent, checkPercent(check)) };
 
 /**
  * The workflow's status with the figures of the newest heartbeat, which the workflow does not see.
@@ -186,12 +205,12 @@ async function askView(client: Client, migration: MigrationId): Promise<Migratio
       ({ activityType }) => copyingActivities.includes(activityType?.name ?? ''),
     );
     const failing = pending.find(({ lastFailure }) => (lastFailure ?? null) !== null);
-    const told = await decodeProgress(client, copying?.heartbeatDetails?.payloads);
-    const { seconds, nanos } = copying?.lastHeartbeatTime ?? {};
-    const toldAtMs = Number(seconds ?? 0) * 1e3 + (nanos ?? 0) / 1e6;
-    const progress = told === null || toldAtMs === 0 ? told : agedEta(told, Date.now() - toldAtMs);
+    const progress = await lastTold<SessionProgress>(client, copying);
+    const checking = pending.find(({ activityType }) => activityType?.name === checkingActivity);
+    const check = await lastTold<CheckProgress>(client, checking);
     return {
-      status: progress === null ? status : withProgress(status, progress),
+      status: withCheck(progress === null ? status : withProgress(status, progress), check),
+      check,
       attempt: copying?.attempt ?? 0,
       lastFailure: failing === undefined ? null
         : `${failing.activityType?.name ?? '?'}: ${failing.lastFailure?.message ?? '?'}`,

@@ -2,6 +2,7 @@
 import type { Command } from 'commander';
 import { CodedError } from '../../contracts/failures.ts';
 import type { MigrationStatus, SessionCommand } from '../../contracts/migration.ts';
+import type { MoveView } from '../backend.ts';
 import { findMigration, readBandwidth, readCount, readVmName } from '../context.ts';
 import type { Context } from '../context.ts';
 import { exitCodes } from '../exit-codes.ts';
@@ -35,8 +36,10 @@ async function list(
   };
 }
 
-function statusLines(migration: string, status: MigrationStatus): string[] {
-  const view = nextView(null, { status, heartbeat: null });
+function statusLines(
+  migration: string, { status, check }: Pick<MoveView, 'status' | 'check'>,
+): string[] {
+  const view = nextView(null, { status, heartbeat: null, check });
   const { policy } = status;
   const advice = outlookAdvice({ migration, status });
   const { bandwidthBytesPerSecond: cap } = policy;
@@ -54,7 +57,8 @@ function statusLines(migration: string, status: MigrationStatus): string[] {
 async function show(context: Context, text: string): Promise<CommandResult> {
   const migration = await findMigration({ text, backend: context.backend });
   const workflows = await context.backend.workflows();
-  const { status, attempt, lastFailure } = await workflows.viewMove(migration);
+  const view = await workflows.viewMove(migration);
+  const { status, check, attempt, lastFailure } = view;
   const workflowUrl = workflows.workflowUrl({ workflowId: migration, runId: null });
   const links = { workflowId: migration, runId: null, workflowUrl };
   if (status.outcome !== null) {
@@ -62,8 +66,8 @@ async function show(context: Context, text: string): Promise<CommandResult> {
   }
   return {
     exitCode: exitCodes.ok,
-    fields: { outcome: 'running', ...links, status, attempt, lastFailure },
-    lines: [...statusLines(migration, status),
+    fields: { outcome: 'running', ...links, status, check, attempt, lastFailure },
+    lines: [...statusLines(migration, view),
       ...(lastFailure === null ? [] : [`  being repeated: ${lastFailure}`]),
       ...(workflowUrl === null ? [] : [`  ${workflowUrl}`])],
   };
@@ -97,7 +101,7 @@ async function command(
     exitCode: exitCodes.ok,
     fields: { workflowId: migration, done: commands.map(({ kind }) => kind), status },
     lines: [`${migration}: ${commands.map(({ kind }) => kind).join(', ')}`,
-      ...statusLines(migration, status)],
+      ...statusLines(migration, { status, check: null })],
   };
 }
 

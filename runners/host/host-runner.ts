@@ -66,6 +66,7 @@ export class HostRunner {
       copyMemoryAndSwitchOver: (input, call) => this.#sources.copyMemoryAndSwitchOver(input, call),
       commandSession: (input) => this.#sources.command(input),
       peekSession: (step) => this.#sources.peek(step),
+      peekCheck: (step) => this.#targets.peekCheck(step),
       verifyTarget: (input) => this.#targets.verify(input),
       resolveDamage: (input) => this.#targets.resolveDamage(input),
       releaseSource: async (input) => {

@@ -3,13 +3,13 @@
  * be prepared, what has to be discarded, and answers the source's hello.
  */
 import { defaultExactness, plainReport } from '../../contracts/exactness.ts';
-import type { ExactnessReport } from '../../contracts/exactness.ts';
+import type { CheckProgress, ExactnessReport } from '../../contracts/exactness.ts';
 import { CodedError } from '../../contracts/failures.ts';
 import { identityUri, type HostName, type VmName } from '../../contracts/identity.ts';
 import { timing } from '../../contracts/limits.ts';
 import type { HostActivities, StepInput, TargetEndpoint } from '../../contracts/migration.ts';
 import type { VmEntry } from '../../contracts/ownership.ts';
-import { bytes } from '../../contracts/units.ts';
+import { bytes, pageSizeBytes } from '../../contracts/units.ts';
 import { raiseVmm } from '../cpu-priority.ts';
 import { openExports } from '../hypervisor/disk-mirror.ts';
 import type { TargetSession } from '../data-plane/sessions.ts';
@@ -35,8 +35,8 @@ interface KnownTarget {
   readonly migration: string;
   readonly source: HostName;
   readonly epoch: number;
-  readonly move: Pick<TargetMove, 
-    'stage' | 'outcome' | 'session' | 'isChecked' | 'attach' | 'discard' | 'close'>;
+  readonly move: Pick<TargetMove, 'stage' | 'outcome' | 'session' | 'isChecked'
+    | 'checkProgress' | 'attach' | 'discard' | 'close'>;
 }
 
 /** What was found of a VM that stands damaged here, null for any other. */
@@ -151,6 +151,7 @@ export class TargetMoves {
       });
       const move = new TargetMove({
         migration, vm, source, epoch, session, exactness,
+        pageCount: running.memoryBytes / pageSizeBytes,
         checkAfterMs: timing.exactnessCheckAfterMs
           + await plantedDelayMs(config.holdDirectory, vm),
         ...barredTarget(this.#context.points, vm, {
@@ -230,6 +231,11 @@ export class TargetMoves {
       code: 'runner/session-lost', detail: `no move ${hello.migration} is prepared here any more`,
     };
   };
+
+  peekCheck({ vm, migration }: StepInput): CheckProgress | null {
+    const known = this.#moves.get(vm);
+    return known?.migration === migration ? known.move.checkProgress() : null;
+  }
 
   /** Resolves when the guest runs, every page is here and the memory was compared. */
   async verify(input: StepInput): ReturnType<HostActivities['verifyTarget']> {

@@ -151,7 +151,7 @@ function workflowsOf(on: Scene): Workflows {
       return { migration: migrationId(input.vm, input.request), runId: 'run-1',
         target: on.startedTarget ?? input.target };
     },
-    viewMove: async () => ({ status: view(), attempt: 1, lastFailure: null }),
+    viewMove: async () => ({ status: view(), check: null, attempt: 1, lastFailure: null }),
     commandMove: async ({ command }) => {
       on.commands.push(command);
       return view();

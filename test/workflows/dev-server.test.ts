@@ -87,6 +87,23 @@ describe.skipIf(bench.env === null)('on a development server', () => {
     expect(historyLength).toBeLessThanOrEqual(limits.migrationHistoryEventsMax);
   });
 
+  it('shows how far the check at the target is, from its heartbeats alone', async () => {
+    centre.check = { version: 1, pagesDone: 30_000, pagesTotal: 40_000, etaMs: 60_000 };
+    const release = Promise.withResolvers<void>();
+    centre.faults.set('verifyTarget', () => release.promise);
+    const { handle, migration } = await startMigration(env.client, input('r1'));
+    await expect.poll(
+      async () => (await viewMigration(env.client, migration)).check?.pagesDone,
+      { timeout: 20_000 },
+    ).toBe(30_000);
+    const { status, check } = await viewMigration(env.client, migration);
+    expect(status).toMatchObject({ phase: 'verify', percent: 97.5 });
+    expect(check?.etaMs).toBeGreaterThan(50_000);
+    release.resolve();
+    expect(await handle.result()).toMatchObject({ kind: 'completed' });
+    expect((await viewMigration(env.client, migration)).check).toBeNull();
+  });
+
   it('keeps its history short when a session does not answer', async () => {
     centre.disks = 1;
     vm = await centre.runningVm(`${vm}-mute`, hostA);

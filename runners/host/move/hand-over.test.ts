@@ -302,7 +302,7 @@ function stage(faults: Faults = {}) {
   const common = { migration, vm, epoch: 1, log };
   const targetMove = new TargetMove({
     ...common, source: h1, world: world(h2), vmm: targetVmm, gates: gates(h2),
-    session: targetSession, exactness: 'after-resume', checkAfterMs: 0,
+    session: targetSession, exactness: 'after-resume', checkAfterMs: 0, pageCount: 8,
   });
   targetMove.attach(pair.b);
   const sourceMove = new SourceMove({

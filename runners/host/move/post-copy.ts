@@ -70,6 +70,9 @@ export class ResumedTarget {
   }
   /** What was sent before this runner came is not known to it. */
   readonly isChecked = true;
+  checkProgress(): null {
+    return null;
+  }
   /** The words of the hand-over are said; only lanes are needed now. */
   attach(link: PeerConversation): void {
     link.close();

@@ -4,12 +4,15 @@
  * bytes are moved by the data plane, QEMU is driven through ports.ts.
  */
 import type { Logger } from 'pino';
-import type { ExactnessMode, ExactnessReport } from '../../../contracts/exactness.ts';
+import type {
+  CheckProgress, ExactnessMode, ExactnessReport,
+} from '../../../contracts/exactness.ts';
 import { CodedError, type FailureCode } from '../../../contracts/failures.ts';
 import { codedErrorOf } from '../../../contracts/foreign-errors.ts';
 import type { HostName, MigrationId, VmName } from '../../../contracts/identity.ts';
 import type { TransferRecord, VmEntry } from '../../../contracts/ownership.ts';
 import type { MemoryRecord, TargetSession } from '../../data-plane/sessions.ts';
+import { CheckLooks } from './check-looks.ts';
 import { checkExactness } from './exactness-check.ts';
 import { proposeUntilAnswered, readEntry } from './ledger-steps.ts';
 import type { PeerMessage, TargetMarks } from './peer-messages.ts';
@@ -26,6 +29,7 @@ export interface TargetMoveOptions {
   readonly gates: VmGates;
   readonly session: TargetSession;
   readonly exactness: ExactnessMode;
+  readonly pageCount: number;
   /** From the start until the memory is compared. */
   readonly checkAfterMs: number;
   readonly log: Logger;
@@ -83,6 +87,7 @@ export class TargetMove {
   #stage: 'waiting' | 'taking-over' | 'ready' | 'committed' | 'running' | 'ended' = 'waiting';
   #digest = '';
   #isChecked = false;
+  readonly #checkLooks = new CheckLooks();
   #nicsOpen: Promise<void> = Promise.resolve();
   #gaveUp: PeerMessage | null = null;
 
@@ -106,6 +111,13 @@ export class TargetMove {
   /** The images are compared, or the patience for that is over. */
   get isChecked(): boolean {
     return this.#isChecked;
+  }
+  /** How far the comparison is; null before it begins, once it is over, and without one. */
+  checkProgress(): CheckProgress | null {
+    const { exactness, session, world, pageCount } = this.#options;
+    if (exactness !== 'after-resume' || this.#stage !== 'running' || this.#isChecked) return null;
+    const done = session.snapshot().pagesCompared;
+    return this.#checkLooks.next({ nowMs: world.nowMs(), done, total: pageCount });
   }
   get session(): TargetSession {
     return this.#options.session;

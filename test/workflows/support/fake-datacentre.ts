@@ -6,7 +6,7 @@ import { generateKeyPairSync, randomBytes } from 'node:crypto';
 import type { KeyObject } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { HostOperations } from '../../../activities/host-operations.ts';
-import type { ExactnessReport } from '../../../contracts/exactness.ts';
+import type { CheckProgress, ExactnessReport } from '../../../contracts/exactness.ts';
 import { CodedError, failureReport } from '../../../contracts/failures.ts';
 import type { FailureCode } from '../../../contracts/failures.ts';
 import { hostName, incarnation, vmName } from '../../../contracts/identity.ts';
@@ -60,6 +60,8 @@ export class FakeDatacentre {
   late: LateFigures | null = null;
   /** What a target's check finds; null: it answers as runners did that knew no check. */
   damage: ExactnessReport | null = null;
+  /** How far a target's check says it is. */
+  check: CheckProgress | null = null;
   /** What a target says that has become of the VM since its start. */
   since: FailureCode | null = null;
   disks = 0;
@@ -349,6 +351,7 @@ export class FakeDatacentre {
         if (command.kind === 'set-bandwidth') session.bandwidth = command.bandwidthBytesPerSecond;
       },
       peekSession: ({ migration }) => this.sessions.get(migration)?.progress ?? null,
+      peekCheck: () => this.check,
       verifyTarget: async (step) => {
         await this.#fault('verifyTarget', step, host);
         const entry = await this.entry(step.vm);
