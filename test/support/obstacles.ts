@@ -4,7 +4,9 @@ import { describeRunning, readFacts } from '../../runners/hypervisor/inspection.
 import { QmpClient } from '../../runners/hypervisor/qmp/client.ts';
 import type { Vmm } from '../e2e/engine-lab.ts';
 
-export async function obstaclesOf(vmm: Vmm): Promise<readonly string[]> {
+export async function obstaclesOf(
+  vmm: Pick<Vmm, 'inspectionPath' | 'pid'>,
+): Promise<readonly string[]> {
   const qmp = await QmpClient.connect({ socketPath: vmm.inspectionPath });
   const facts = await readFacts(qmp);
   qmp.close();
