@@ -37,6 +37,12 @@ describe('cells', () => {
       .filter((cell) => obstacleOf(cell) === null).map(({ victim }) => victim);
     expect(full).toEqual(['ledger', 'source-host', 'target-host']);
   });
+  it('take the memory of every process, of no host', () => {
+    const starved = cellsOf({ victims: [], phases: ['memory'], faults: ['oom'] })
+      .filter((cell) => obstacleOf(cell) === null).map(({ victim }) => victim);
+    expect(starved).toEqual(victims.filter((victim) => !victim.endsWith('-host')));
+    expect(mayBootAnew({ victim: 'source-vmm', phase: 'memory', fault: 'oom' })).toBe(true);
+  });
   it('say how long they take', () => {
     expect(cutOf('cut-data-30s')).toEqual({ link: 'data', ms: 30_000 });
     expect(cutOf('sigkill')).toBeNull();

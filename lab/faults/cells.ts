@@ -100,7 +100,6 @@ export const holderOf = (point: FaultPoint): 'source-runner' | 'target-runner' |
     : point.startsWith('target/') ? 'target-runner' : 'control-worker');
 
 const notBuilt: Readonly<Partial<Record<Fault, string>>> = {
-  oom: 'the lab puts no process into a cgroup of its own yet',
   clock: 'a time namespace shifts the monotonic clocks of a process from its start alone, and its '
     + 'host\'s guards would keep theirs: no host has two boot times',
 };
@@ -127,6 +126,9 @@ export function obstacleOf({ phase, victim, fault }: Cell): string | null {
     if (victim !== 'ledger') return 'requests are repeated to the ledger';
     if (at(phase) < at('control/prepare/after')) return 'there is nothing to repeat yet';
   }
+  if (fault === 'oom' && victim.endsWith('-host')) {
+    return 'memory is taken from one process; a host without any is a host that is killed';
+  }
   if (fault.startsWith('sigstop') && victim.endsWith('-host')) {
     return 'a host that stands still is its runner, guards and VMMs: tried one by one';
   }
@@ -138,7 +140,7 @@ export function obstacleOf({ phase, victim, fault }: Cell): string | null {
  * with the victim. Anywhere else a new boot is a loss that the protocol should have prevented.
  */
 export function mayBootAnew({ phase, victim, fault }: Cell): boolean {
-  if (fault !== 'sigkill') return false;
+  if (fault !== 'sigkill' && fault !== 'oom') return false;
   const ofSource = victim === 'source-vmm' || victim === 'source-host';
   const ofTarget = victim === 'target-vmm' || victim === 'target-host';
   const place = placeOf(phase);
@@ -153,7 +155,7 @@ export function mayBootAnew({ phase, victim, fault }: Cell): boolean {
 
 /** The move may be over when the fault comes: what becomes of the VM then is no part of it. */
 export const isAfterSettle = (cell: Cell | null): boolean =>
-  cell !== null && at(cell.phase) >= at('control/settle/before');
+  cell !== null && at(cell.phase) >= at('control/settle/after');
 
 /** What to choose cells from; empty lists mean all. */
 export interface CellChoice {

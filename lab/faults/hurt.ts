@@ -14,12 +14,15 @@ import type { Fault, Victim } from './cells.ts';
 import type { Plant } from './plant.ts';
 import { cutLink, powerOff, powerOn } from './power.ts';
 import { fillDisk, hostDisk, ledgerDisk } from './small-disks.ts';
+import { starve } from './starve.ts';
 import { until } from './waiting.ts';
 
 /** A dead process is started again after so long, as its system would do. */
 const outageMs = 1_000;
 /** Longer than a blackout's patience, shorter than a person would take. */
 const fullMs = 8_000;
+/** Whoever needs no page in so long goes on. */
+const starvedMs = 8_000;
 /** A killed VMM has to give back its memory. */
 const deathMsMax = 10_000;
 
@@ -61,6 +64,25 @@ async function killAndRestart(hurt: Hurt): Promise<void> {
   await plant.restart(victim);
 }
 
+/** What the kernel leaves of a victim is ended, as a service's manager does, and it starts again. */
+async function starveAndRestart(order: Hurt): Promise<void> {
+  const { plant, victim, vm, release } = order;
+  const marks = marksOf(order);
+  const starving = starve(marks.map(({ pid }) => pid), `${plant.lab.id}-${vm}`);
+  let hasDied: true | null = null;
+  try {
+    release();
+    hasDied = await until(() => (marks.every(isAlive) ? null : true), starvedMs);
+    if (hasDied !== null) for (const mark of marks) sendSignal(mark, 'SIGKILL');
+    await until(() => (hasDied === null || !marks.some(isAlive) ? true : null), deathMsMax);
+  } finally {
+    starving.end();
+  }
+  if (hasDied === null) return;
+  await sleep(outageMs);
+  await plant.restart(victim);
+}
+
 async function stopFor(hurt: Hurt, ms: number): Promise<void> {
   const marks = marksOf(hurt);
   for (const mark of marks) sendSignal(mark, 'SIGSTOP');
@@ -87,6 +109,7 @@ export async function hurt(order: Hurt): Promise<void> {
     await sleep(fullMs);
     return giveBack();
   }
+  if (fault === 'oom') return await starveAndRestart(order);
   if (fault === 'sigkill') return await killAndRestart(order);
   throw new CodedError('internal', `${fault} is not built`);
 }
