@@ -88,6 +88,8 @@ export interface ComposeOptions {
   readonly leaseTtlMs?: number;
   /** Volumes of a server of their own, empty at first; none starts none. */
   readonly volumes?: readonly LabVolume[];
+  /** Of a process by its name, beside its own; default: nothing. */
+  readonly environmentOf?: (process: string) => Readonly<Record<string, string>>;
   /** Called as each part is up, with what it is. */
   readonly onStep?: (step: string) => void;
 }
@@ -164,7 +166,7 @@ const temporalFor = ({ front, namespace }: LabTemporal, tls: TlsMaterial): objec
 const listenAt = (address: string, port: number): object => ({ address, port });
 
 async function startLedger(
-  { lab, leaseTtlMs }: ComposeOptions, papers: Papers,
+  { lab, leaseTtlMs, environmentOf }: ComposeOptions, papers: Papers,
 ): Promise<void> {
   const config = writeConfig(lab, 'ledger', {
     stateDir: join(lab.directories.data, 'ledger'), listen: ledgerAddress,
@@ -175,6 +177,7 @@ async function startLedger(
   await lab.start({
     name: 'ledger', namespace: lab.plan.controlNamespace, ready: 'line',
     command: [process.execPath, mainOf('ledger'), 'serve', '--config', config],
+    environment: environmentOf?.('ledger') ?? {},
   });
 }
 
@@ -217,7 +220,7 @@ interface WorkerParts {
 }
 
 async function startControl(
-  { options: { lab, profile = 'lab' }, papers, temporal }: WorkerParts,
+  { options: { lab, environmentOf, profile = 'lab' }, papers, temporal }: WorkerParts,
   { name, metricsPort, uiPort }: {
     readonly name: string; readonly metricsPort: number;
     /** Of the UI that this worker reads payloads for; null for none. */
@@ -238,6 +241,7 @@ async function startControl(
   await lab.start({
     name, namespace: lab.plan.controlNamespace, ready: 'line',
     command: [process.execPath, mainOf('control'), '--config', config],
+    environment: environmentOf?.(name) ?? {},
   });
 }
 
@@ -272,6 +276,7 @@ async function startHost(
   await lab.start({
     name: `host-${host.name}`, namespace: host.namespace, ready: 'line',
     command: [process.execPath, mainOf('host'), '--config', config],
+    environment: options.environmentOf?.(`host-${host.name}`) ?? {},
   });
 }
 

@@ -5,6 +5,7 @@
 import { copyFileSync, existsSync, mkdirSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Lab } from '../lab.ts';
+import { clockOf } from './cells.ts';
 import type { Cell } from './cells.ts';
 import { Plant } from './plant.ts';
 import type { RunRecord } from './run.ts';
@@ -46,7 +47,10 @@ export function keepLogs(lab: Lab, folder: string): void {
 /** Runs all cells; ends early when it is interrupted. */
 export async function runCampaign(options: CampaignOptions): Promise<void> {
   const { cells, tell, onRecord, interrupted } = options;
-  const smallDisks = cells.some(({ fault }) => fault === 'disk-full');
+  const needs = {
+    smallDisks: cells.some(({ fault }) => fault === 'disk-full'),
+    ownClocks: cells.some(({ fault }) => clockOf(fault) !== null),
+  };
   let { baselineBytes } = options;
   const queue: (Cell | null)[] = [...(baselineBytes === null ? [null] : []), ...cells];
   let room: TestRoom | null = null;
@@ -57,7 +61,7 @@ export async function runCampaign(options: CampaignOptions): Promise<void> {
       let record: RunRecord;
       try {
         if (room === null) tell('raising a lab');
-        room ??= new TestRoom(await Plant.raise(options.onLab, { smallDisks }), tell);
+        room ??= new TestRoom(await Plant.raise(options.onLab, needs), tell);
         record = await room.run(cell, baselineBytes);
       } catch (error) {
         record = spoilt(cell, error, Math.round(performance.now() - begunMs));

@@ -1,10 +1,10 @@
 import { describe, expect, it } from 'vitest';
 import { faultPoints } from '../../contracts/fault-points.ts';
 import {
-  cellsOf, cutOf, faults, inOrder, mayBootAnew, nameOfCell, obstacleOf, phases, stopMsOf, victims,
+  cellsOf, clockOf, cutOf, faults, inOrder, mayBootAnew, nameOfCell, obstacleOf, phases, stopMsOf, victims,
   wayTo,
 } from './cells.ts';
-import type { Cell, Phase, Victim } from './cells.ts';
+import type { Cell, Fault, Phase, Victim } from './cells.ts';
 
 const killed = (victim: Victim, phase: Phase): Cell => ({ victim, phase, fault: 'sigkill' });
 
@@ -42,6 +42,15 @@ describe('cells', () => {
       .filter((cell) => obstacleOf(cell) === null).map(({ victim }) => victim);
     expect(starved).toEqual(victims.filter((victim) => !victim.endsWith('-host')));
     expect(mayBootAnew({ victim: 'source-vmm', phase: 'memory', fault: 'oom' })).toBe(true);
+  });
+  it('set the clocks of our own processes, of a runner the wall clock alone', () => {
+    const of = (fault: Fault): Victim[] =>
+      cellsOf({ victims: [], phases: ['memory'], faults: [fault] })
+        .filter((cell) => obstacleOf(cell) === null).map(({ victim }) => victim);
+    expect(of('clock-step')).toEqual(['control-worker', 'ledger', 'source-runner', 'target-runner']);
+    expect(of('clock-fast')).toEqual(['control-worker', 'ledger']);
+    expect(clockOf('clock-slow')?.rate).toBeLessThan(1);
+    expect(clockOf('sigkill')).toBeNull();
   });
   it('say how long they take', () => {
     expect(cutOf('cut-data-30s')).toEqual({ link: 'data', ms: 30_000 });

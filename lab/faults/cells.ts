@@ -17,12 +17,20 @@ const cutLinks = ['data', 'temporal', 'ledger'] as const;
 export type CutLink = (typeof cutLinks)[number];
 export type CutFault = `cut-${CutLink}-${(typeof cutSeconds)[number]}s`;
 
+/** How far clocks are off: the wall clock by an hour; all clocks at twice or half their pace. */
+const clockFaults = {
+  'clock-step': { wallOffsetMs: 3_600_000, rate: 1 },
+  'clock-fast': { wallOffsetMs: 0, rate: 2 }, 'clock-slow': { wallOffsetMs: 0, rate: 0.5 },
+} as const;
+type ClockFault = keyof typeof clockFaults;
+
 /** What is done to it. `sigstop-20s` is longer than a lease. */
 export const faults = [
   'sigkill', 'sigstop-3s', 'sigstop-20s',
   ...cutLinks.flatMap((link) =>
     cutSeconds.map((seconds): CutFault => `cut-${link}-${seconds}s`)),
-  'duplicate', 'late', 'disk-full', 'oom', 'clock',
+  'duplicate', 'late', 'disk-full', 'oom',
+  ...Object.keys(clockFaults) as ClockFault[],
 ] as const;
 export type Fault = (typeof faults)[number];
 
@@ -36,6 +44,14 @@ export function cutOf(fault: Fault): { readonly link: CutLink; readonly ms: numb
 /** How long a victim is stopped, ms; null for another fault. */
 export const stopMsOf = (fault: Fault): number | null =>
   (fault === 'sigstop-3s' ? 3_000 : fault === 'sigstop-20s' ? 20_000 : null);
+
+/** What a victim's clocks are set to; null for another fault. */
+export const clockOf = (fault: Fault): (typeof clockFaults)[ClockFault] | null =>
+  (Object.hasOwn(clockFaults, fault) ? clockFaults[fault as ClockFault] : null);
+
+/** Victims whose clocks the lab can set: Temporal is a Go program, and a VMM's are the guest's. */
+const hasOwnClock = (victim: Victim): boolean =>
+  victim === 'control-worker' || victim === 'ledger' || victim.endsWith('-runner');
 
 /** A moment of a move: a fault point, or while rounds or missing pages are sent. */
 export type Phase = FaultPoint | 'memory' | 'post-copy';
@@ -99,15 +115,14 @@ export const holderOf = (point: FaultPoint): 'source-runner' | 'target-runner' |
   (point.startsWith('source/') ? 'source-runner'
     : point.startsWith('target/') ? 'target-runner' : 'control-worker');
 
-const notBuilt: Readonly<Partial<Record<Fault, string>>> = {
-  clock: 'a time namespace shifts the monotonic clocks of a process from its start alone, and its '
-    + 'host\'s guards would keep theirs: no host has two boot times',
-};
-
 /** Why a cell can't be tried; null when it can. */
 export function obstacleOf({ phase, victim, fault }: Cell): string | null {
-  const unbuilt = notBuilt[fault];
-  if (unbuilt !== undefined) return unbuilt;
+  if (clockOf(fault) !== null && !hasOwnClock(victim)) {
+    return 'its clocks are not read through the C library of a process that the lab starts';
+  }
+  if (clockOf(fault)?.wallOffsetMs === 0 && victim.endsWith('-runner')) {
+    return 'its guards keep the host\'s time: no host has two monotonic clocks';
+  }
   const isWay = wayTo(phase) !== null;
   if (!isWay && placeOf(phase) === null) return 'a single fault does not lead there';
   const isOfTarget = victim === 'target-vmm' || victim === 'target-guard';

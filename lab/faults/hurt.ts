@@ -9,7 +9,7 @@ import type { VmName } from '../../contracts/identity.ts';
 import { sendSignal } from '../processes.ts';
 import { isAlive, markOf } from '../state.ts';
 import type { ProcessMark } from '../state.ts';
-import { cutOf, stopMsOf } from './cells.ts';
+import { clockOf, cutOf, stopMsOf } from './cells.ts';
 import type { Fault, Victim } from './cells.ts';
 import type { Plant } from './plant.ts';
 import { cutLink, powerOff, powerOn } from './power.ts';
@@ -23,6 +23,8 @@ const outageMs = 1_000;
 const fullMs = 8_000;
 /** Whoever needs no page in so long goes on. */
 const starvedMs = 8_000;
+/** How long clocks are wrong: several heartbeats and renewals. */
+const wrongMs = 8_000;
 /** A killed VMM has to give back its memory. */
 const deathMsMax = 10_000;
 
@@ -94,7 +96,7 @@ async function stopFor(hurt: Hurt, ms: number): Promise<void> {
 /** Resolves when the fault is over and what can be mended is mended. */
 export async function hurt(order: Hurt): Promise<void> {
   const { plant, victim, fault, release } = order;
-  const [stopMs, cut] = [stopMsOf(fault), cutOf(fault)];
+  const [stopMs, cut, wrong] = [stopMsOf(fault), cutOf(fault), clockOf(fault)];
   if (stopMs !== null) return await stopFor(order, stopMs);
   if (cut !== null) {
     const mend = await cutLink(plant.lab, plant.hostOf(victim), cut.link);
@@ -108,6 +110,13 @@ export async function hurt(order: Hurt): Promise<void> {
     release();
     await sleep(fullMs);
     return giveBack();
+  }
+  if (wrong !== null) {
+    const clock = plant.clockOf(victim);
+    clock.set(wrong);
+    release();
+    await sleep(wrongMs);
+    return clock.mend();
   }
   if (fault === 'oom') return await starveAndRestart(order);
   if (fault === 'sigkill') return await killAndRestart(order);

@@ -32,6 +32,7 @@ import type { LabHost } from '../network/plan.ts';
 import { processesOfLab } from '../processes.ts';
 import type { Victim } from './cells.ts';
 import { holderOf } from './cells.ts';
+import { ProcessClock } from './clocks.ts';
 import { mountSmallDisks } from './small-disks.ts';
 import { until } from './waiting.ts';
 import { vmmPidIn } from './watch.ts';
@@ -53,6 +54,12 @@ export interface CampaignGuest {
   readonly outside: OutsideClient;
 }
 
+/** What faults of a sitting need of its lab. */
+export interface PlantNeeds {
+  readonly smallDisks?: boolean;
+  readonly ownClocks?: boolean;
+}
+
 /** Processes of the lab by victim that are the same whichever way a guest moves. */
 const processNames: Readonly<Partial<Record<Victim, string>>> = {
   'control-worker': 'control', temporal: 'temporal', ledger: 'ledger',
@@ -64,6 +71,7 @@ export class Plant {
   readonly client: Client;
   ledger: Ledger;
   readonly #image: GuestImage;
+  readonly #clocks: ReadonlyMap<string, ProcessClock>;
   readonly #reopenLedger: () => Promise<Ledger>;
   readonly #ledgerPort: number;
   #requests = 0;
@@ -71,30 +79,45 @@ export class Plant {
 
   private constructor(fields: {
     readonly lab: Lab; readonly client: Client; readonly ledger: Ledger;
-    readonly image: GuestImage; readonly reopenLedger: () => Promise<Ledger>;
+    readonly image: GuestImage; readonly clocks: ReadonlyMap<string, ProcessClock>;
+    readonly reopenLedger: () => Promise<Ledger>;
     readonly ledgerPort: number;
   }) {
     this.lab = fields.lab;
     this.client = fields.client;
     this.ledger = fields.ledger;
     this.#image = fields.image;
+    this.#clocks = fields.clocks;
     this.#reopenLedger = fields.reopenLedger;
     this.#ledgerPort = fields.ledgerPort;
   }
 
-  /** `smallDisks`: hosts and ledger keep their things on file systems that can be filled. */
+  /**
+   * `smallDisks`: hosts and ledger keep their things on file systems that can be filled.
+   * `ownClocks`: the clocks of each of our processes can be set.
+   */
   static async raise(
-    onLab: (lab: Lab) => void, { smallDisks = false }: { readonly smallDisks?: boolean } = {},
+    onLab: (lab: Lab) => void, { smallDisks = false, ownClocks = false }: PlantNeeds = {},
   ): Promise<Plant> {
     const lab = await Lab.raise({ hostCount: 2 });
     onLab(lab);
     try {
       if (smallDisks) await mountSmallDisks(lab);
       const image = placeGuestImage(imageDirectory(lab));
-      const services = await composeLab({ lab, program: systemQemuProgram });
+      const clocks = new Map<string, ProcessClock>();
+      const services = await composeLab({
+        lab, program: systemQemuProgram,
+        ...(ownClocks ? {
+          environmentOf: (name) => {
+            const clock = new ProcessClock(lab, name);
+            clocks.set(name, clock);
+            return clock.environment;
+          },
+        } : {}),
+      });
       const reopenLedger = (): Promise<Ledger> => connectLabLedger(lab, services);
       return new Plant({
-        lab, image, reopenLedger, ledgerPort: services.ledgerPort,
+        lab, image, clocks, reopenLedger, ledgerPort: services.ledgerPort,
         client: await connectLabTemporal(services), ledger: await reopenLedger(),
       });
     } catch (error) {
@@ -205,6 +228,13 @@ export class Plant {
     } finally {
       await ledger.close();
     }
+  }
+
+  /** Clocks of a victim. Failure: internal where they can't be set. */
+  clockOf(victim: Victim): ProcessClock {
+    const clock = this.#clocks.get(this.#processNameOf(victim) ?? '');
+    if (clock === undefined) throw new CodedError('internal', `${victim} has no clock of its own`);
+    return clock;
   }
 
   hostOf(victim: Victim): LabHost {
