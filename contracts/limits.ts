@@ -33,6 +33,8 @@ export const limits = {
   evacuationConcurrencyMax: 32,
   /** Far from Temporal's 51,200, and some 300 moves. */
   evacuationHistoryEventsMax: 4_000,
+  /** Copies of one move, each after a runner or a link was lost: a runner that dies as often is broken. */
+  migrationAttemptCountMax: 21,
   /** A move's history stays far from Temporal's 51,200; the page in its UI stays readable. */
   migrationHistoryEventsMax: 150,
 } as const;

@@ -40,6 +40,8 @@ export interface MigrateVmInput {
   readonly target: HostName;
   readonly request: RequestId;
   readonly policy: MigrationPolicy;
+  /** Set by the workflow where it goes on as a new run; `policy` is then what is left of it. */
+  readonly carried?: { readonly attempts: number; readonly percent: number };
 }
 
 /**
@@ -206,10 +208,8 @@ export interface MigrationStatus {
 }
 /** Search attributes, all keyword. */
 export const migrationSearchAttributes = {
-  phase: 'NovacronPhase',
-  vm: 'NovacronVm',
-  source: 'NovacronSource',
-  target: 'NovacronTarget',
+  phase: 'NovacronPhase', vm: 'NovacronVm',
+  source: 'NovacronSource', target: 'NovacronTarget',
   engine: 'NovacronEngine',
   /** running, then the kind of the outcome. */
   outcome: 'NovacronOutcome',

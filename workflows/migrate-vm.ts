@@ -7,8 +7,7 @@
  * is undone, or the Commit was first, and the move goes forward.
  */
 import {
-  allHandlersFinished, ApplicationFailure, CancellationScope, condition, patched,
-  setWorkflowOptions, workflowInfo,
+  allHandlersFinished, ApplicationFailure, CancellationScope, condition, setWorkflowOptions, sleep,
 } from '@temporalio/workflow';
 import { failureFields } from '../contracts/failures.ts';
 import { migrationId } from '../contracts/identity.ts';
@@ -18,16 +17,14 @@ import type {
 import { Compensations } from './compensation.ts';
 import { failureOf } from './failure-of.ts';
 import { endOpenMigration } from './finish-migration.ts';
+import { afterLostSessions, carryOn } from './lost-sessions.ts';
+import type { Again } from './lost-sessions.ts';
 import { goBack, goForward, isCommitted } from './migration-end.ts';
 import { MigrationRun } from './migration-run.ts';
-import { patches } from './patches.ts';
-import { attemptFits } from './policy/history-budget.ts';
+import { carryOnWaitMs } from './policy/history-budget.ts';
 import { unknownFigures, wayAfter, wayOfEarlierRun } from './policy/outcome.ts';
 import type { Way } from './policy/outcome.ts';
 import { controlSteps, copySteps, hostSteps } from './step-options.ts';
-
-/** Copies of one move: more would not fit its history, and no runner is replaced so often. */
-const attemptCountMax = 3;
 
 /** Workflow `migrateVm`, id `migrate/<vm>/<request>`; see contracts/migration.ts. */
 export async function migrateVm(input: MigrateVmInput): Promise<MigrationOutcome> {
@@ -35,9 +32,10 @@ export async function migrateVm(input: MigrateVmInput): Promise<MigrationOutcome
   const undo = new Compensations();
   run.listen();
   return CancellationScope.nonCancellable(async () => {
-    let way = await toHandOver(run, undo).catch(
+    const reached = await toHandOver(run, undo).catch(
       (error: unknown): Way => ({ kind: 'back', failure: failureOf(error) }),
     );
+    let way = reached.kind === 'again' ? await carryOn(run, reached) : reached;
     if (way.kind === 'back' && (await isCommitted(run, undo, way.failure))) {
       way = { kind: 'forward', figures: unknownFigures };
     }
@@ -52,31 +50,40 @@ export async function migrateVm(input: MigrateVmInput): Promise<MigrationOutcome
 setWorkflowOptions({ versioningBehavior: 'PINNED' }, migrateVm);
 
 /** The steps that can be undone, up to the hand-over. */
-async function toHandOver(run: MigrationRun, undo: Compensations): Promise<Way> {
+async function toHandOver(run: MigrationRun, undo: Compensations): Promise<Way | Again> {
   run.enter('preflight', 'the ledger');
   const { step, own } = await run.interruptible(() => locate(run));
   const earlier = wayOfEarlierRun(own);
   if (earlier !== null) return earlier;
   const source = hostSteps(step.source);
   const target = hostSteps(step.target);
+  const { carried } = run.input;
+  if (carried !== undefined) {
+    run.mayBeReserved = true;
+    undo.push('discardTarget', () => target.discardTarget(step));
+    undo.push('abortSource', () => source.abortSource(step));
+    const waitMs = carryOnWaitMs(carried.attempts);
+    if (waitMs > 0) await run.interruptible(() => sleep(waitMs));
+  }
   const policy = (): MigrationPolicy => ({ ...run.status.policy, deadlineMs: run.remainingMs });
 
   run.waitFor(`host ${step.source}`);
   const running = await run.interruptible(() => source.inspectVm(step));
   run.sized(running);
-  run.waitFor(`host ${step.target}`);
-  await run.interruptible(() => target.checkTarget({ ...step, running }));
+  if (carried === undefined) {
+    run.waitFor(`host ${step.target}`);
+    await run.interruptible(() => target.checkTarget({ ...step, running }));
 
-  run.enter('reserve', 'the ledger');
-  run.mayBeReserved = true;
-  await run.interruptible(() => controlSteps.reserve({ ...step, policy: policy() }));
-
+    run.enter('reserve', 'the ledger');
+    run.mayBeReserved = true;
+    await run.interruptible(() => controlSteps.reserve({ ...step, policy: policy() }));
+    undo.push('discardTarget', () => target.discardTarget(step));
+  }
   run.enter('prepare-target', `host ${step.target}`);
-  undo.push('discardTarget', () => target.discardTarget(step));
   const attempt = async (isFirst: boolean): Promise<Way> => {
     const prepared = { ...step, running, policy: policy() };
     const endpoint = await run.interruptible(() => target.prepareTarget(prepared));
-    if (isFirst) undo.push('abortSource', () => source.abortSource(step));
+    if (isFirst && carried === undefined) undo.push('abortSource', () => source.abortSource(step));
     const copy = copySteps(step.source, run.remainingMs);
     if (running.disks.some(({ shared }) => shared === undefined)) {
       run.enter('copy-disk', `the disks of ${step.vm}`);
@@ -89,32 +96,6 @@ async function toHandOver(run: MigrationRun, undo: Compensations): Promise<Way> 
   };
   return afterLostSessions(attempt, run);
 }
-
-/**
- * Tries afresh, within the same migration of the ledger, when a runner was started anew and its
- * half of the copy is gone. A migration that has ended meanwhile ended for the first reason.
- */
-async function afterLostSessions(
-  attempt: (isFirst: boolean) => Promise<Way>, run: MigrationRun,
-): Promise<Way> {
-  const once = (isFirst: boolean): Promise<Way> => attempt(isFirst).catch(
-    (error: unknown): Way => ({ kind: 'back', failure: failureOf(error) }),
-  );
-  let way = await once(true);
-  for (let count = 1; count < attemptCountMax && isSessionLost(way); count += 1) {
-    if (run.cancelledBy !== null || run.remainingMs === 0) return way;
-    if (patched(patches.attemptsFitHistory) && !attemptFits(workflowInfo().historyLength)) return way;
-    run.enter('prepare-target', `host ${run.input.target}`);
-    const next = await once(false);
-    const isOver = next.kind === 'back' && next.failure.code === 'migration/cancelled';
-    if (isOver && run.cancelledBy === null) return way;
-    way = next;
-  }
-  return way;
-}
-
-const isSessionLost = (way: Way): boolean =>
-  way.kind === 'back' && way.failure.code === 'runner/session-lost';
 
 /** Finds the source; a migration of the same VM that nobody drives any more is ended first. */
 async function locate(

@@ -71,7 +71,7 @@ export class MigrationRun {
       source: null,
       target: input.target,
       engine: 'direct',
-      percent: 0,
+      percent: input.carried?.percent ?? 0,
       pointOfNoReturnPassed: false,
       policy: input.policy,
       size: null,

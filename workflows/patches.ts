@@ -7,4 +7,6 @@ export const patches = {
   attemptsFitHistory: 'attempts-fit-history',
   /** The target is asked once more after Settle: its VMM may have died just before. */
   looksBehindSettle: 'looks-behind-settle',
+  /** A move that has met more lost sessions than fit its history goes on as a new run. */
+  carriesOn: 'carries-on',
 } as const;

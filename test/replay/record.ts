@@ -107,6 +107,13 @@ const scenes: Readonly<Record<string, Scene>> = {
     });
     return move(centre);
   },
+  'move-carried-on': async (centre) => {
+    let lossesLeft = 4;
+    centre.faults.set('copyMemoryAndSwitchOver', () => {
+      if (lossesLeft-- > 0) throw new CodedError('runner/session-lost', 'started anew');
+    });
+    return move(centre);
+  },
   'evacuation-completed': async (centre) => {
     const vms = await vmsOn(centre, 3);
     centre.faults.set('checkTarget', ({ vm }, host) => {

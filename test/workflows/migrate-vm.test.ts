@@ -122,9 +122,45 @@ describe.skipIf(bench.env === null)('migrateVm', () => {
     vm = await centre.runningVm(`${vm}-unlucky`, hostA);
     losses = 0;
     centre.faults.set('copyMemoryAndSwitchOver', lose(99));
+    const last = limits.migrationAttemptCountMax;
     expect(await move('r1')).toMatchObject({
-      kind: 'failed', failure: { code: 'runner/session-lost', detail: 'loss 3' }, runsOn: hostA });
+      kind: 'failed', failure: { code: 'runner/session-lost', detail: `loss ${last}` }, runsOn: hostA });
     expect(centre.whereRuns(vm)).toEqual([hostA]);
+    expect(centre.prepared.has(`${hostB}/${vm}`)).toBe(false);
+    expect(await centre.entry(vm)).toMatchObject({ phase: 'owned', owner: hostA });
+  });
+
+  it('goes on as a new run after more faults than fit one history, with what it was told', async () => {
+    centre.disks = 1;
+    vm = await centre.runningVm(`${vm}-often`, hostA);
+    let losses = 0;
+    const policies: MigrationPolicy[] = [];
+    centre.faults.set('copyMemoryAndSwitchOver', (step) => {
+      losses += 1;
+      policies.push((step as unknown as { policy: MigrationPolicy }).policy);
+      if (losses <= 7) throw new CodedError('runner/session-lost', `loss ${losses}`);
+    });
+    expect(await move('r1', { downtimeBudgetMs: 77 })).toMatchObject({ kind: 'completed', source: hostA });
+    expect(losses).toBe(8);
+    expect(new Set(policies.map(({ downtimeBudgetMs }) => downtimeBudgetMs))).toEqual(new Set([77]));
+    const left = policies.map(({ deadlineMs }) => deadlineMs);
+    expect(left).toEqual(left.toSorted((a, b) => b - a));
+    expect(centre.calls.filter((call) => call.endsWith('checkTarget'))).toHaveLength(1);
+    expect(await historyLength('r1')).toBeLessThanOrEqual(limits.migrationHistoryEventsMax);
+    expect(centre.whereRuns(vm)).toEqual([hostB]);
+  });
+
+  it('undoes what an earlier run has prepared when the next one fails at once', async () => {
+    centre.faults.set('copyMemoryAndSwitchOver', () => {
+      if (centre.calls.filter((call) => call.endsWith('copyMemoryAndSwitchOver')).length === 3) {
+        centre.faults.set('inspectVm', () => { throw new CodedError('engine/failed', 'odd'); });
+      }
+      throw new CodedError('runner/session-lost', 'again');
+    });
+    expect(await move('r1', { deadlineMs: 60_000 })).toMatchObject({
+      kind: 'failed', failure: { code: 'engine/failed' }, runsOn: hostA, compensationFailures: [] });
+    expect(centre.prepared.size).toBe(0);
+    expect(await centre.entry(vm)).toMatchObject({ phase: 'owned', owner: hostA });
   });
 
   it('tells the first reason when the migration has ended before a fresh copy', async () => {

@@ -21,6 +21,10 @@ const attemptEventsReserve = 62;
 export const attemptFits = (historyEvents: number): boolean =>
   historyEvents < limits.migrationHistoryEventsMax - attemptEventsReserve;
 
+/** How long a move waits that has copied so often and goes on as a new run, ms: 0, 2, 4 … 30 s. */
+export const carryOnWaitMs = (attempts: number): number =>
+  (attempts <= 3 ? 0 : Math.min(30_000, 500 * 2 ** Math.floor(attempts / 3)));
+
 const firstSilenceMs = 5_000;
 const silenceMsMax = 300_000;
 

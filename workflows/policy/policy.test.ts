@@ -12,7 +12,7 @@ import type {
 import { policyAfter, refusalOf } from './accept-command.ts';
 import type { CommandContext } from './accept-command.ts';
 import { currentDetails } from './current-details.ts';
-import { attemptFits, commandFits, nextLookMs, silenceMs } from './history-budget.ts';
+import { attemptFits, carryOnWaitMs, commandFits, nextLookMs, silenceMs } from './history-budget.ts';
 import {
   runsOnAfter, unknownFigures, wayAfter, wayOfEarlierRun, withLateFigures,
 } from './outcome.ts';
@@ -140,6 +140,9 @@ describe('the history budget', () => {
   });
   it('begins a copy afresh while there is room for it', () => {
     expect([60, 87, 88].map(attemptFits)).toEqual([true, true, false]);
+  });
+  it('goes on as a new run at once, then ever later', () => {
+    expect([1, 3, 6, 9, 18, 60].map(carryOnWaitMs)).toEqual([0, 0, 2_000, 4_000, 30_000, 30_000]);
   });
   it('leaves a silent session alone, ever longer', () => {
     expect([0, 1, 2, 3, 7, 50].map(silenceMs))
