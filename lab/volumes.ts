@@ -6,7 +6,7 @@
 import { existsSync, mkdirSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { CodedError } from '../contracts/failures.ts';
-import type { SharedVolume } from '../contracts/runner.ts';
+import type { DiskSpec, SharedVolume } from '../contracts/runner.ts';
 import type { TlsMaterial } from '../payloads/certificates.ts';
 import { projectRoot } from './guest-image.ts';
 import type { Lab } from './lab.ts';
@@ -22,6 +22,13 @@ export interface LabVolume {
 /** What a spec says of a volume of the lab. */
 export const volumeServer: SharedVolume['server'] =
   { name: 'store', address: storageAddress, port: 7500 };
+/** The data disk of a guest on a volume of the lab. Pure. */
+export const sharedDisk = (
+  { name, sizeBytes }: Pick<LabVolume, 'name' | 'sizeBytes'>,
+): DiskSpec => ({
+  name: 'data', format: 'raw', sizeBytes, sourceImage: null,
+  volume: { kind: 'shared', name, server: volumeServer },
+});
 /** Names of the two processes. */
 export const volumeProcesses = { daemon: 'storage', gate: 'volume-gate' } as const;
 /** The gate, and the links that host runners start. */

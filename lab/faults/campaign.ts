@@ -5,7 +5,7 @@
 import { copyFileSync, existsSync, mkdirSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Lab } from '../lab.ts';
-import { clockOf } from './cells.ts';
+import { clockOf, guestKindOf } from './cells.ts';
 import type { Cell } from './cells.ts';
 import { Plant } from './plant.ts';
 import type { RunRecord } from './run.ts';
@@ -49,6 +49,7 @@ export async function runCampaign(options: CampaignOptions): Promise<void> {
   const { cells, tell, onRecord, interrupted } = options;
   const needs = {
     smallDisks: cells.some(({ fault }) => fault === 'disk-full'),
+    sharedVolumes: cells.some((cell) => guestKindOf(cell).disk === 'shared'),
     ownClocks: cells.some(({ fault }) => clockOf(fault) !== null),
   };
   let { baselineBytes } = options;

@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { faultPoints } from '../../contracts/fault-points.ts';
 import {
-  cellsOf, clockOf, cutOf, faults, inOrder, mayBootAnew, nameOfCell, obstacleOf, phases, stopMsOf, victims,
+  cellsOf, clockOf, cutOf, faults, guestKindOf, inOrder, mayBootAnew, nameOfCell, obstacleOf, phases, stopMsOf, victims,
   wayTo,
 } from './cells.ts';
 import type { Cell, Fault, Phase, Victim } from './cells.ts';
@@ -42,6 +42,12 @@ describe('cells', () => {
       .filter((cell) => obstacleOf(cell) === null).map(({ victim }) => victim);
     expect(starved).toEqual(victims.filter((victim) => !victim.endsWith('-host')));
     expect(mayBootAnew({ victim: 'source-vmm', phase: 'memory', fault: 'oom' })).toBe(true);
+  });
+  it('have a guest on the volume server where that is the victim', () => {
+    const cell: Cell = { victim: 'volume-server', phase: 'memory', fault: 'sigstop-20s' };
+    expect(obstacleOf(cell)).toBeNull();
+    expect(guestKindOf(cell)).toEqual({ failover: 'automatic', disk: 'shared' });
+    expect(guestKindOf(killed('ledger', 'memory'))).toEqual({ failover: 'none', disk: 'local' });
   });
   it('set the clocks of our own processes, of a runner the wall clock alone', () => {
     const of = (fault: Fault): Victim[] =>

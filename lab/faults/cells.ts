@@ -8,7 +8,7 @@ import type { FaultPoint, FaultStep } from '../../contracts/fault-points.ts';
 /** Who is hurt. */
 export const victims = [
   'control-worker', 'temporal', 'ledger', 'source-runner', 'target-runner', 'source-vmm',
-  'target-vmm', 'source-guard', 'target-guard', 'source-host', 'target-host',
+  'target-vmm', 'source-guard', 'target-guard', 'source-host', 'target-host', 'volume-server',
 ] as const;
 export type Victim = (typeof victims)[number];
 
@@ -114,6 +114,18 @@ export const wayTo = (phase: Phase): Way | null =>
 export const holderOf = (point: FaultPoint): 'source-runner' | 'target-runner' | 'control-worker' =>
   (point.startsWith('source/') ? 'source-runner'
     : point.startsWith('target/') ? 'target-runner' : 'control-worker');
+
+/** What a run's guest has to be like for its cell. */
+export interface GuestKind {
+  /** `automatic` binds it to its lease. */
+  readonly failover: 'none' | 'automatic';
+  /** Where its disk is. */
+  readonly disk: 'local' | 'shared';
+}
+export const guestKindOf = (cell: Cell | null): GuestKind => ({
+  failover: cell?.fault === 'sigstop-20s' ? 'automatic' : 'none',
+  disk: cell?.victim === 'volume-server' ? 'shared' : 'local',
+});
 
 /** Why a cell can't be tried; null when it can. */
 export function obstacleOf({ phase, victim, fault }: Cell): string | null {

@@ -30,8 +30,10 @@ import type { GuestImage } from '../guest-image.ts';
 import { Lab } from '../lab.ts';
 import type { LabHost } from '../network/plan.ts';
 import { processesOfLab } from '../processes.ts';
-import type { Victim } from './cells.ts';
+import { sharedDisk, volumeProcesses } from '../volumes.ts';
+import type { LabVolume } from '../volumes.ts';
 import { holderOf } from './cells.ts';
+import type { GuestKind, Victim } from './cells.ts';
 import { ProcessClock } from './clocks.ts';
 import { mountSmallDisks } from './small-disks.ts';
 import { until } from './waiting.ts';
@@ -41,6 +43,8 @@ import { vmmPidIn } from './watch.ts';
 const guestMemoryBytes = 160 * mib;
 const guestDiskBytes = 64 * mib;
 const guestPatternText = '16M';
+/** Guests on the volume server that a lab has room for. */
+const sharedGuestsMax = 12;
 /** A guest boots in 5 s on a quiet machine. */
 const bootMsMax = 60_000;
 /** A guest that was moved has to be at rest before it is moved again. */
@@ -58,12 +62,19 @@ export interface CampaignGuest {
 export interface PlantNeeds {
   readonly smallDisks?: boolean;
   readonly ownClocks?: boolean;
+  readonly sharedVolumes?: boolean;
 }
 
 /** Processes of the lab by victim that are the same whichever way a guest moves. */
-const processNames: Readonly<Partial<Record<Victim, string>>> = {
-  'control-worker': 'control', temporal: 'temporal', ledger: 'ledger',
+const processNames: Readonly<Partial<Record<Victim, readonly string[]>>> = {
+  'control-worker': ['control'], temporal: ['temporal'], ledger: ['ledger'],
+  'volume-server': [volumeProcesses.daemon, volumeProcesses.gate],
 };
+
+/** Volumes of guests that are still to be made. Pure. */
+const volumesOf = (count: number): LabVolume[] => Array.from({ length: count }, (_, index) => ({
+  name: `shared-${index + 1}`, vm: `sharer-${index + 1}`, sizeBytes: guestDiskBytes,
+}));
 
 /** The composed lab. Moves go from host 1 to host 2, until it is turned. */
 export class Plant {
@@ -72,6 +83,8 @@ export class Plant {
   ledger: Ledger;
   readonly #image: GuestImage;
   readonly #clocks: ReadonlyMap<string, ProcessClock>;
+  /** Those that no guest has had yet. */
+  readonly #volumes: LabVolume[];
   readonly #reopenLedger: () => Promise<Ledger>;
   readonly #ledgerPort: number;
   #requests = 0;
@@ -80,6 +93,7 @@ export class Plant {
   private constructor(fields: {
     readonly lab: Lab; readonly client: Client; readonly ledger: Ledger;
     readonly image: GuestImage; readonly clocks: ReadonlyMap<string, ProcessClock>;
+    readonly volumes: readonly LabVolume[];
     readonly reopenLedger: () => Promise<Ledger>;
     readonly ledgerPort: number;
   }) {
@@ -88,25 +102,29 @@ export class Plant {
     this.ledger = fields.ledger;
     this.#image = fields.image;
     this.#clocks = fields.clocks;
+    this.#volumes = [...fields.volumes];
     this.#reopenLedger = fields.reopenLedger;
     this.#ledgerPort = fields.ledgerPort;
   }
 
   /**
    * `smallDisks`: hosts and ledger keep their things on file systems that can be filled.
-   * `ownClocks`: the clocks of each of our processes can be set.
+   * `ownClocks`: the clocks of each of our processes can be set. `sharedVolumes`: there is
+   * a volume server, with volumes for guests.
    */
   static async raise(
-    onLab: (lab: Lab) => void, { smallDisks = false, ownClocks = false }: PlantNeeds = {},
+    onLab: (lab: Lab) => void,
+    { smallDisks = false, ownClocks = false, sharedVolumes = false }: PlantNeeds = {},
   ): Promise<Plant> {
     const lab = await Lab.raise({ hostCount: 2 });
     onLab(lab);
     try {
       if (smallDisks) await mountSmallDisks(lab);
+      const volumes = sharedVolumes ? volumesOf(sharedGuestsMax) : [];
       const image = placeGuestImage(imageDirectory(lab));
       const clocks = new Map<string, ProcessClock>();
       const services = await composeLab({
-        lab, program: systemQemuProgram,
+        lab, program: systemQemuProgram, volumes,
         ...(ownClocks ? {
           environmentOf: (name) => {
             const clock = new ProcessClock(lab, name);
@@ -117,7 +135,7 @@ export class Plant {
       });
       const reopenLedger = (): Promise<Ledger> => connectLabLedger(lab, services);
       return new Plant({
-        lab, image, clocks, reopenLedger, ledgerPort: services.ledgerPort,
+        lab, image, clocks, volumes, reopenLedger, ledgerPort: services.ledgerPort,
         client: await connectLabTemporal(services), ledger: await reopenLedger(),
       });
     } catch (error) {
@@ -155,11 +173,13 @@ export class Plant {
     return requestId(`f${this.#requests}`);
   }
 
-  /** A new guest on the source that answers. `failover` binds it to its lease. */
-  async boot(failover: 'none' | 'automatic'): Promise<CampaignGuest> {
+  /** A new guest on the source that answers. Failure: internal without a volume for it. */
+  async boot({ failover, disk }: GuestKind): Promise<CampaignGuest> {
     const request = this.freshRequest();
     const octet = 10 + this.#requests % 200;
-    const vm = vmName(`faulted-${this.#requests}`);
+    const volume = disk === 'local' ? null : this.#volumes.shift();
+    if (volume === undefined) throw new CodedError('internal', 'no volume is left in this lab');
+    const vm = vmName(volume?.vm ?? `faulted-${this.#requests}`);
     const address = `198.18.1.${octet}`;
     const macAddress = `52:4e:43:00:03:${octet.toString(16).padStart(2, '0')}`;
     const spec = specOf({
@@ -174,8 +194,8 @@ export class Plant {
     const { outcome } = await runLifecycle(this.client, {
       step: 'create',
       input: {
-        version: 1, spec: { ...spec, failover }, host: hostName(this.source.name), request,
-        start: true,
+        version: 1, host: hostName(this.source.name), request, start: true,
+        spec: { ...spec, failover, disks: volume === null ? spec.disks : [sharedDisk(volume)] },
       },
     });
     if (outcome.kind !== 'completed') {
@@ -202,7 +222,7 @@ export class Plant {
 
   /** Arms a point of the process that comes there. */
   arm(point: FaultPoint, vm: VmName): Promise<ArmedPoint> {
-    const name = this.#processNameOf(holderOf(point)) ?? '';
+    const [name = ''] = this.#processNamesOf(holderOf(point));
     return armFaultPoint({
       socketPath: faultSocketOf(this.lab, name), point, vm,
       ...papersOf(this.lab, { role: 'lab', name: 'faults' }),
@@ -232,7 +252,8 @@ export class Plant {
 
   /** Clocks of a victim. Failure: internal where they can't be set. */
   clockOf(victim: Victim): ProcessClock {
-    const clock = this.#clocks.get(this.#processNameOf(victim) ?? '');
+    const [name = ''] = this.#processNamesOf(victim);
+    const clock = this.#clocks.get(name);
     if (clock === undefined) throw new CodedError('internal', `${victim} has no clock of its own`);
     return clock;
   }
@@ -243,10 +264,10 @@ export class Plant {
 
   /** Pids of a victim that is a process; the dev server has a child that does its work. */
   pidsOf(victim: Victim, vm: VmName): number[] {
-    const name = this.#processNameOf(victim);
-    if (name !== undefined) {
-      const { pid } = this.lab.started(name);
-      return [pid, ...childrenOf(pid)];
+    const names = this.#processNamesOf(victim);
+    if (names.length > 0) {
+      return names.map((name) => this.lab.started(name).pid)
+        .flatMap((pid) => [pid, ...childrenOf(pid)]);
     }
     const { guardFile } = this.#pathsOn(this.hostOf(victim), vm);
     const vmm = vmmPidIn(guardFile);
@@ -256,9 +277,9 @@ export class Plant {
 
   /** Starts a killed process again; VMMs and guards are the product's to look after. */
   async restart(victim: Victim): Promise<void> {
-    const name = this.#processNameOf(victim);
-    if (name === undefined) return;
-    await this.lab.start(this.lab.started(name).spec);
+    for (const name of this.#processNamesOf(victim)) {
+      await this.lab.start(this.lab.started(name).spec);
+    }
     if (victim !== 'ledger') return;
     await this.ledger.close().catch(() => undefined);
     this.ledger = await this.#reopenLedger();
@@ -281,9 +302,10 @@ export class Plant {
     ];
   }
 
-  /** Process of the lab that a victim is; none for a VMM, a guard or a host. */
-  #processNameOf(victim: Victim): string | undefined {
-    return victim.endsWith('-runner') ? `host-${this.hostOf(victim).name}` : processNames[victim];
+  /** Processes of the lab that a victim is; none for a VMM, a guard or a host. */
+  #processNamesOf(victim: Victim): readonly string[] {
+    return victim.endsWith('-runner')
+      ? [`host-${this.hostOf(victim).name}`] : processNames[victim] ?? [];
   }
 
   #pathsOn(host: LabHost, vm: VmName): ReturnType<typeof vmPaths> {

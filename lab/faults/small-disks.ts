@@ -3,9 +3,11 @@
  * filled to the last byte without touching anybody else's. They go with the lab.
  */
 import {
-  closeSync, fsyncSync, mkdirSync, openSync, rmdirSync, rmSync, truncateSync, writeFileSync, writeSync,
+  closeSync, fsyncSync, mkdirSync, openSync, rmdirSync, rmSync, statSync, truncateSync,
+  writeFileSync, writeSync,
 } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
+import { CodedError } from '../../contracts/failures.ts';
 import { kib, mib } from '../../contracts/units.ts';
 import { runCommand } from '../command.ts';
 import { hostStateDirectory } from '../compose.ts';
@@ -41,8 +43,14 @@ export async function mountSmallDisks(lab: Lab): Promise<void> {
   }
 }
 
-/** Takes all the room that is left; the answer gives it back. */
+/**
+ * Takes all the room that is left; the answer gives it back. Failure: internal where the folder is
+ * not a small file system of its own, but the machine's.
+ */
 export function fillDisk(at: string): () => void {
+  if (statSync(at).dev === statSync(dirname(at)).dev) {
+    throw new CodedError('internal', `${at} is on the machine's own disk`);
+  }
   const path = join(at, filler);
   const file = openSync(path, 'w', 0o600);
   try {

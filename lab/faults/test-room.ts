@@ -3,7 +3,8 @@
  * moved on by the next one, from where it is: booting one takes longer than most moves.
  */
 import { CodedError } from '../../contracts/failures.ts';
-import type { Cell } from './cells.ts';
+import { guestKindOf } from './cells.ts';
+import type { Cell, GuestKind } from './cells.ts';
 import type { CampaignGuest, Plant } from './plant.ts';
 import { FaultRun } from './run.ts';
 import type { RunRecord } from './run.ts';
@@ -29,7 +30,7 @@ export function leavesGuestAsItWas({ cell, outcome, violations }: RunRecord): bo
 
 interface Inmate {
   readonly guest: CampaignGuest;
-  readonly failover: 'none' | 'automatic';
+  readonly kind: GuestKind;
   moves: number;
 }
 
@@ -47,10 +48,11 @@ export class TestRoom {
   /** One run. Failure: internal when a guest can't be removed; the lab has to go then. */
   async run(cell: Cell | null, baselineBytes: number | null): Promise<RunRecord> {
     const clock = new StepClock();
-    const failover = cell?.fault === 'sigstop-20s' ? 'automatic' : 'none';
-    if (this.#inmate !== null && this.#inmate.failover !== failover) await this.#discard();
+    const kind = guestKindOf(cell);
+    const { failover, disk } = this.#inmate?.kind ?? kind;
+    if (failover !== kind.failover || disk !== kind.disk) await this.#discard();
     clock.end('removal');
-    const inmate = this.#inmate ?? await this.#boot(failover);
+    const inmate = this.#inmate ?? await this.#boot(kind);
     clock.end('boot');
     const record = await new FaultRun(this.plant, cell, this.#tell)
       .moveOf(inmate.guest, baselineBytes);
@@ -70,9 +72,9 @@ export class TestRoom {
     };
   }
 
-  async #boot(failover: Inmate['failover']): Promise<Inmate> {
+  async #boot(kind: GuestKind): Promise<Inmate> {
     this.#tell('booting a guest');
-    this.#inmate = { guest: await this.plant.boot(failover), failover, moves: 0 };
+    this.#inmate = { guest: await this.plant.boot(kind), kind, moves: 0 };
     return this.#inmate;
   }
 

@@ -3,7 +3,9 @@
  * fault that must not cost it its memory. What a move is says faults/run.ts; here is their order.
  */
 import type { Lab } from '../lab.ts';
-import { cellsOf, cutOf, mayBootAnew, obstacleOf } from '../faults/cells.ts';
+import {
+  cellsOf, clockOf, cutOf, guestKindOf, mayBootAnew, obstacleOf,
+} from '../faults/cells.ts';
 import type { Cell, Fault } from '../faults/cells.ts';
 import { Plant } from '../faults/plant.ts';
 import { FaultRun } from '../faults/run.ts';
@@ -19,7 +21,10 @@ const isShort = (fault: Fault): boolean =>
 
 /** Faults of a soak: those that are short, and after which the guest has to go on as it was. */
 export const soakCells: readonly Cell[] = cellsOf({ victims: [], phases: [], faults: [] })
-  .filter((cell) => obstacleOf(cell) === null && !mayBootAnew(cell) && isShort(cell.fault));
+  .filter((cell) => obstacleOf(cell) === null && !mayBootAnew(cell) && isShort(cell.fault)
+    // The guest has a local disk, and the lab the machine's clocks and disks.
+    && cell.victim !== 'volume-server' && cell.fault !== 'disk-full'
+    && clockOf(cell.fault) === null);
 
 /** What the next move meets; every kind of fault is as likely, or its rare ones were never seen. */
 export function nextCell(random: () => number): Cell | null {
@@ -55,7 +60,7 @@ export async function runSoak(options: SoakOptions): Promise<void> {
   let isBad = true;
   try {
     tell('booting a guest');
-    const guest = await plant.boot('none');
+    const guest = await plant.boot(guestKindOf(null));
     const end = performance.now() + minutes * 60_000;
     for (let moves = 1; performance.now() < end && !interrupted.aborted; moves += 1) {
       await plant.settle(guest);

@@ -35,7 +35,7 @@ import { namespaceExists } from '../../lab/network/network.ts';
 import type { LabHost } from '../../lab/network/plan.ts';
 import { processesOfLab } from '../../lab/processes.ts';
 import type { LabProcess } from '../../lab/processes.ts';
-import { volumeServer } from '../../lab/volumes.ts';
+import { sharedDisk } from '../../lab/volumes.ts';
 import { runLifecycle } from '../../payloads/lifecycle-client.ts';
 import {
   commandMigration, migrationOutcome, startMigration, viewMigration,
@@ -192,10 +192,7 @@ export class MoveStage {
     const { volume } = wish;
     return {
       ...spec, machineType: wish.machineType ?? spec.machineType,
-      disks: volume === undefined ? spec.disks : [{
-        name: 'data', format: 'raw', sizeBytes: volume.sizeBytes, sourceImage: null,
-        volume: { kind: 'shared', name: volume.name, server: volumeServer },
-      }],
+      disks: volume === undefined ? spec.disks : [sharedDisk(volume)],
       failover: wish.failover ?? spec.failover,
     };
   }
