@@ -19,7 +19,7 @@ const clusterFolder = '.cache/temporal-server';
 /** Oldest server with the updates and search attributes that the workflows use. */
 const temporalServerLeast = [1, 28];
 
-/** The programs and libraries of the workspace beside the addon and the witness, whichever are there. */
+/** What the workspace has beside the addon and the witness, whichever are there. */
 const nativePrograms = ['guard', 'volume', 'wan', 'probe', 'image-digest', 'lab-clock'];
 
 /** A CLI built from its Go module calls itself 0.0.0-DEV; the server inside has its version. */

@@ -66,7 +66,7 @@ async function killAndRestart(hurt: Hurt): Promise<void> {
   await plant.restart(victim);
 }
 
-/** What the kernel leaves of a victim is ended, as a service's manager does, and it starts again. */
+/** What the kernel leaves of a victim is ended, as a service's manager does; it starts again. */
 async function starveAndRestart(order: Hurt): Promise<void> {
   const { plant, victim, vm, release } = order;
   const marks = marksOf(order);
