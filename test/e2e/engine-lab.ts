@@ -57,7 +57,7 @@ export class Vmm {
 
   constructor(options: {
     dir: string; name: string; memoryBytes: number; vcpuCount: number; load: string; incoming: boolean;
-    disk: LabDisk | null; firmware: 'bios' | 'uefi';
+    disk: LabDisk | null; firmware: 'bios' | 'uefi'; align: '2M' | null;
   }) {
     const { dir, name } = options;
     this.memoryPath = join(dir, `${name}.ram`);
@@ -68,7 +68,8 @@ export class Vmm {
       '-accel', 'tcg,thread=multi', '-cpu', 'qemu64', '-smp', String(options.vcpuCount),
       '-m', `${options.memoryBytes / mib}M`, ...this.#machine(options),
       '-object', `memory-backend-file,id=ram0,mem-path=${this.memoryPath},share=on,`
-        + `size=${options.memoryBytes / mib}M`,
+        + `size=${options.memoryBytes / mib}M`
+        + (options.align === null ? '' : `,align=${options.align}`),
       '-nodefaults', '-vga', 'none', '-display', 'none', '-kernel', guest.kernel, '-initrd', guest.initrd,
       '-append', `console=ttyS0 quiet panic=-1 mitigations=off ${options.load}`,
       '-serial', `file:${this.logPath}`, '-qmp', `unix:${this.#qmpPath},server=on,wait=off`,
@@ -197,7 +198,15 @@ export class EngineLab {
   readonly #vmms: Vmm[] = [];
   #tls: readonly LaneTls[] = [];
   #listener: LaneListener | undefined;
+  readonly #huge: string | null;
   #tries = 0;
+
+  /** `huge`: memory files on a tmpfs of their own, mounted with that; takes root. */
+  constructor({ huge = null }: { readonly huge?: 'always' | 'within_size' | null } = {}) {
+    this.#huge = huge;
+    if (huge === null) return;
+    execFileSync('mount', ['-t', 'tmpfs', '-o', `huge=${huge}`, 'lab', this.dir]);
+  }
 
   async open(): Promise<void> {
     const nowMs = Date.now();
@@ -216,12 +225,14 @@ export class EngineLab {
     memoryBytes: number; vcpuCount: number; load?: string; incoming?: boolean; disk?: LabDisk;
     /** `uefi` is on q35. */
     firmware?: 'bios' | 'uefi';
+    /** Where huge pages may be mapped as such. */
+    align?: '2M';
   }): Promise<Vmm> {
     const name = `vm${this.#vmms.length}`;
     const vmm = new Vmm({
       dir: this.dir, name, memoryBytes: options.memoryBytes, vcpuCount: options.vcpuCount,
       load: options.load ?? '', incoming: options.incoming ?? false, disk: options.disk ?? null,
-      firmware: options.firmware ?? 'bios',
+      firmware: options.firmware ?? 'bios', align: options.align ?? null,
     });
     this.#vmms.push(vmm);
     await vmm.open();
@@ -320,6 +331,8 @@ export class EngineLab {
   async close(): Promise<void> {
     this.#vmms.forEach((vmm) => vmm.kill());
     await this.#listener?.close();
+    // Killed VMMs may hold their files a moment longer.
+    if (this.#huge !== null) execFileSync('umount', ['-l', this.dir]);
     rmSync(this.dir, { recursive: true, force: true });
   }
 }

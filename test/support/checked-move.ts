@@ -25,6 +25,7 @@ export async function missedBy(
   lab: EngineLab, source: Vmm,
   { vcpuCount = 1, ...same }: {
     readonly vcpuCount?: number; readonly disk?: LabDisk; readonly firmware?: 'bios' | 'uefi';
+    readonly align?: '2M';
   },
 ): Promise<number> {
   const memoryBytes = checkedBytes;
