@@ -78,7 +78,7 @@ async function starveAndRestart(order: Hurt): Promise<void> {
     if (hasDied !== null) for (const mark of marks) sendSignal(mark, 'SIGKILL');
     await until(() => (hasDied === null || !marks.some(isAlive) ? true : null), deathMsMax);
   } finally {
-    starving.end();
+    await starving.end();
   }
   if (hasDied === null) return;
   await sleep(outageMs);

@@ -38,7 +38,7 @@ describe.skipIf(missing !== null)(`starving a process${missing === null ? '' : `
       expect(signal).toBe('SIGKILL');
     } finally {
       child.kill('SIGKILL');
-      starving.end();
+      await starving.end();
     }
   });
   it('gives it back: who did not need any more goes on where it was', async () => {
@@ -48,7 +48,7 @@ describe.skipIf(missing !== null)(`starving a process${missing === null ? '' : `
     const before = group();
     const starving = starve([child.pid ?? 0], `test-${process.pid}`);
     expect(group()).not.toBe(before);
-    starving.end();
+    await starving.end();
     expect(group()).toBe(before);
     child.kill('SIGKILL');
   });

@@ -5,6 +5,7 @@
 import { existsSync, mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { CodedError } from '../../contracts/failures.ts';
+import { until } from './waiting.ts';
 
 /** Names of version 1, and of version 2, where the memory controller has to be on at the root. */
 const versions = [
@@ -14,6 +15,8 @@ const versions = [
   },
   { root: '/sys/fs/cgroup', limit: 'memory.max', used: 'memory.current', unlimited: 'max' },
 ] as const;
+/** Until a killed process has left its cgroup. */
+const emptyMsMax = 10_000;
 const prefix = 'novacron-starved-';
 
 /** Folder of a process's memory cgroup, from /proc/PID/cgroup. Pure. */
@@ -26,7 +29,7 @@ export function memoryGroupOf(text: string): string {
 
 /** What was taken; `end` gives it back and removes the cgroup. */
 export interface Starving {
-  readonly end: () => void;
+  readonly end: () => Promise<void>;
 }
 
 /** Takes the memory from `pids` and from what they start. Failure: internal without cgroups. */
@@ -44,27 +47,34 @@ export function starve(pids: readonly number[], name: string): Starving {
     for (const pid of pids) writeFileSync(join(group, 'cgroup.procs'), String(pid));
     writeFileSync(join(group, limit), readFileSync(join(group, used), 'utf8').trim());
     return {
-      end: () => {
+      end: async () => {
         writeFileSync(join(group, limit), unlimited);
-        moveAll(group, join(root, before));
-        rmdirSync(group);
+        await empty(group, join(root, before));
       },
     };
   }
   throw new CodedError('internal', `no memory cgroups below ${dirname(versions[0].root)}`);
 }
 
-/** Until none is left: one that forks while it is moved has its child in the old group. */
-function moveAll(from: string, to: string): void {
-  for (let round = 0; round < 20; round += 1) {
-    const pids = readFileSync(join(from, 'cgroup.procs'), 'utf8').trim();
-    if (pids === '') return;
-    for (const pid of pids.split('\n')) {
+/**
+ * Moves whoever is left and removes the group. One that forks while it is moved has its child in the
+ * group, and who has just died belongs to it a little longer.
+ */
+async function empty(group: string, to: string): Promise<void> {
+  const isGone = await until(() => {
+    for (const pid of readFileSync(join(group, 'cgroup.procs'), 'utf8').match(/\d+/g) ?? []) {
       try {
         writeFileSync(join(to, 'cgroup.procs'), pid);
       } catch {
         // It has ended.
       }
     }
-  }
+    try {
+      rmdirSync(group);
+      return true;
+    } catch {
+      return null;
+    }
+  }, emptyMsMax);
+  if (isGone === null) throw new CodedError('internal', `${group} does not empty`);
 }
