@@ -32,7 +32,7 @@ function spoilt(cell: Cell | null, error: unknown, wholeMs: number): RunRecord {
     cell, outcome: 'lab-failed', violations: [], guestVerified: false, vcpuRunningMax: 0,
     effectiveMax: 0, runningCopiesMax: 0, lostWrites: 0, recoveredMs: null, endedMs: null,
     bytesSent: 0, bytesSentAgain: null, told: why.slice(0, 400),
-    wholeMs, partsMs: {},
+    took: false, wholeMs, partsMs: {},
   };
 }
 

@@ -88,6 +88,7 @@ export function coveragePage(results: string): string {
   const counts = goalCounts(cells, coveredBy(runs));
   const commits = new Set(runs.map(({ commit }) => commit));
   const untried = all.filter((line) => isCell(line) && !wasTried(line)).length;
+  const idle = runs.filter(({ took }) => took === false).length;
   const lostWrites = runs.reduce((sum, line) => sum + (line.lostWrites ?? 0), 0);
   const damaged = runs.filter(({ violations }) =>
     violations.some((what) => what.includes('damaged'))).length;
@@ -99,7 +100,8 @@ export function coveragePage(results: string): string {
     'words mean says [the guide](../guides/faults.md).', '',
     `${runs.length} runs with a fault on ${commits.size} commits, ${coveredBy(runs).size} cells; `
       + `${endsOf(runs)}. Beside these ${untried} runs in which the phase was not reached or the `
-      + 'lab failed: they count for nothing.', '',
+      + `lab failed: they count for nothing. In ${idle} of the first ones the victim needed no `
+      + 'memory while it had none to get.', '',
     `Worst of all runs: ${largest((line) => line.vcpuRunningMax)} running and `
       + `${largest((line) => line.effectiveMax)} effective at once, ${lostWrites} acknowledged `
       + `writes lost, ${damaged} guests damaged.`, '',

@@ -66,8 +66,11 @@ async function killAndRestart(hurt: Hurt): Promise<void> {
   await plant.restart(victim);
 }
 
-/** What the kernel leaves of a victim is ended, as a service's manager does; it starts again. */
-async function starveAndRestart(order: Hurt): Promise<void> {
+/**
+ * What the kernel leaves of a victim is ended, as a service's manager does; it starts again. False
+ * when the victim needed no memory and goes on.
+ */
+async function starveAndRestart(order: Hurt): Promise<boolean> {
   const { plant, victim, vm, release } = order;
   const marks = marksOf(order);
   const starving = starve(marks.map(({ pid }) => pid), `${plant.lab.id}-${vm}`);
@@ -80,9 +83,10 @@ async function starveAndRestart(order: Hurt): Promise<void> {
   } finally {
     await starving.end();
   }
-  if (hasDied === null) return;
+  if (hasDied === null) return false;
   await sleep(outageMs);
   await plant.restart(victim);
+  return true;
 }
 
 async function stopFor(hurt: Hurt, ms: number): Promise<void> {
@@ -93,8 +97,17 @@ async function stopFor(hurt: Hurt, ms: number): Promise<void> {
   for (const mark of marks) sendSignal(mark, 'SIGCONT');
 }
 
-/** Resolves when the fault is over and what can be mended is mended. */
-export async function hurt(order: Hurt): Promise<void> {
+/**
+ * Resolves when the fault is over and what can be mended is mended. False when it did not take: its
+ * victim needed nothing of what it was denied.
+ */
+export async function hurt(order: Hurt): Promise<boolean> {
+  if (order.fault === 'oom') return await starveAndRestart(order);
+  await hurtSurely(order);
+  return true;
+}
+
+async function hurtSurely(order: Hurt): Promise<void> {
   const { plant, victim, fault, release } = order;
   const [stopMs, cut, wrong] = [stopMsOf(fault), cutOf(fault), clockOf(fault)];
   if (stopMs !== null) return await stopFor(order, stopMs);
@@ -118,7 +131,6 @@ export async function hurt(order: Hurt): Promise<void> {
     await sleep(wrongMs);
     return clock.mend();
   }
-  if (fault === 'oom') return await starveAndRestart(order);
   if (fault === 'sigkill') return await killAndRestart(order);
   throw new CodedError('internal', `${fault} is not built`);
 }

@@ -10,7 +10,7 @@ const record: RunRecord = {
   cell: { victim: 'ledger', phase: 'target/cont/before', fault: 'sigkill' }, outcome: 'completed',
   guestVerified: true, violations: [], vcpuRunningMax: 1, effectiveMax: 1, runningCopiesMax: 1,
   lostWrites: 0, recoveredMs: 1200, endedMs: 3000, bytesSent: 10, bytesSentAgain: 5,
-  told: 'completed', wholeMs: 20_000, partsMs: { boot: 5000, move: 3000 },
+  told: 'completed', took: true, wholeMs: 20_000, partsMs: { boot: 5000, move: 3000 },
 };
 const of = { commit: 'abc', seed: 1 };
 const chosen = cellsOf({ victims: ['ledger', 'target-vmm'], phases: ['target/cont'],

@@ -24,6 +24,8 @@ export const resultLine = z.looseObject({
   lostWrites: z.number().nullable(), recoveredMs: z.number().nullable(),
   endedMs: z.number().nullable(),
   bytesSentAgain: z.number().nullable(), bytesSent: z.number(), told: z.string(),
+  /** Lines from before it was known have none. */
+  took: z.boolean().optional(),
   wholeMs: z.number(),
   /** Where the run's time went, ms; lines from before it was measured have none. */
   partsMs: z.record(z.string(), z.number()).optional(),

@@ -65,6 +65,8 @@ export interface RunRecord extends Judgement {
   readonly bytesSent: number;
   /** How Temporal says that the move ended. */
   readonly told: string;
+  /** False when the fault did nothing to its victim, which needed no memory just then. */
+  readonly took: boolean;
   /** The whole run, ms. */
   readonly wholeMs: number;
   /** Where its time went, ms. */
@@ -112,7 +114,7 @@ export class FaultRun {
     this.#epoch = (await this.#plant.ledger.readVm(guest.vm))?.epoch ?? 0;
     const sentBefore = await this.#sentBytes();
     this.#clock.end('load');
-    const { migration, reached, faultEndMs, twice } = await this.#disturb(guest);
+    const { migration, reached, faultEndMs, twice, took } = await this.#disturb(guest);
     this.#clock.end('fault');
     this.#tell('waiting for the end');
     const after = await recover({ plant: this.#plant, guest, migration, faultEndMs });
@@ -134,7 +136,7 @@ export class FaultRun {
       cell: this.#cell, ...judgement, ...copies,
       runningCopiesMax: Math.max(copies.vcpuRunningMax, copies.effectiveMax),
       lostWrites: look.lostWrites, recoveredMs: after.recoveredMs, endedMs: after.endedMs,
-      bytesSent, told: after.told,
+      bytesSent, told: after.told, took,
       bytesSentAgain: judgement.outcome !== 'completed' ? bytesSent
         : baselineBytes === null ? null : Math.max(0, bytesSent - baselineBytes),
     };
@@ -166,6 +168,7 @@ export class FaultRun {
     readonly migration: MigrationId; readonly reached: boolean; readonly faultEndMs: number;
     /** What requests that came twice have changed; null: nothing. */
     readonly twice: string | null;
+    readonly took: boolean;
   }> {
     const { client, target } = this.#plant;
     const { vm } = guest;
@@ -179,7 +182,7 @@ export class FaultRun {
       request: this.#plant.freshRequest(),
     });
     if (cell === null) {
-      return { migration, reached: true, faultEndMs: performance.now(), twice: null };
+      return { migration, reached: true, faultEndMs: performance.now(), twice: null, took: true };
     }
     this.#tell(`waiting for ${cell.phase}`);
     if (way !== null && first !== null && await within(first.reached, reachMsMax) === true) {
@@ -190,11 +193,14 @@ export class FaultRun {
     const reached = await this.#reach(migration, guest, held);
     this.#clock.end('reach');
     let twice: string | null = null;
+    let took = true;
     const release = (): void => held?.release();
     if (reached) {
       this.#tell(nameOfCell(cell));
       if (cell.fault === 'duplicate') twice = await this.#repeat(guest, migration, sayTwice);
-      else if (cell.fault !== 'late') await hurt({ plant: this.#plant, vm, ...cell, release });
+      else if (cell.fault !== 'late') {
+        took = await hurt({ plant: this.#plant, vm, ...cell, release });
+      }
     }
     release();
     const faultEndMs = performance.now();
@@ -202,7 +208,7 @@ export class FaultRun {
       void within(commandMigration(client, migration, {
         kind: 'set-bandwidth', bandwidthBytesPerSecond: 0 }), 10_000);
     }
-    return { migration, reached, faultEndMs, twice };
+    return { migration, reached, faultEndMs, twice, took };
   }
 
   async #repeat(

@@ -57,8 +57,8 @@ export function starve(pids: readonly number[], name: string): Starving {
 }
 
 /**
- * Moves whoever is left and removes the group. One that forks while it is moved has its child in the
- * group, and who has just died belongs to it a little longer.
+ * Moves whoever is left and removes the group. One that forks while it is moved has its child in
+ * the group, and who has just died belongs to it a little longer.
  */
 async function empty(group: string, to: string): Promise<void> {
   const isGone = await until(() => {

@@ -7,7 +7,7 @@ const cell: Cell = { victim: 'ledger', phase: 'memory', fault: 'sigkill' };
 const record: RunRecord = {
   cell, outcome: 'completed', guestVerified: true, violations: [], vcpuRunningMax: 1,
   effectiveMax: 1, runningCopiesMax: 1, lostWrites: 0, recoveredMs: 1, endedMs: 1, bytesSent: 1,
-  bytesSentAgain: 0, told: 'completed', wholeMs: 1, partsMs: {},
+  bytesSentAgain: 0, told: 'completed', took: true, wholeMs: 1, partsMs: {},
 };
 
 it.each<[string, Partial<RunRecord>, boolean]>([

@@ -7,7 +7,7 @@ import { mayBootAnew, randomOf } from '../faults/cells.ts';
 
 const step = (moves: number, value = 20): SoakStep => ({
   record: {
-    cell: null, outcome: 'completed', told: 'completed', violations: [], guestVerified: true,
+    cell: null, outcome: 'completed', told: 'completed', took: true, violations: [], guestVerified: true,
     lostWrites: 0, recoveredMs: 10, endedMs: 20, vcpuRunningMax: 1, effectiveMax: 1,
     runningCopiesMax: 1, bytesSent: 1, bytesSentAgain: null, wholeMs: 6_000, partsMs: {},
   },
