@@ -3,7 +3,9 @@
  * gone: it copies afresh within the same migration of the ledger, which sends only what the target
  * does not hold. Decides how often, and when that is to be done in a new run of the workflow.
  */
-import { allHandlersFinished, condition, continueAsNew, patched, workflowInfo } from '@temporalio/workflow';
+import {
+  allHandlersFinished, condition, continueAsNew, patched, workflowInfo,
+} from '@temporalio/workflow';
 import { failureReport } from '../contracts/failures.ts';
 import { limits } from '../contracts/limits.ts';
 import { failureOf } from './failure-of.ts';
@@ -33,8 +35,10 @@ export async function afterLostSessions(
   for (let count = 1; isSessionLost(way); count += 1) {
     const isFull = count >= attemptsOfRunMax;
     if (run.cancelledBy !== null || run.remainingMs === 0) return way;
-    if (isFull || (patched(patches.attemptsFitHistory) && !attemptFits(workflowInfo().historyLength))) {
-      const mayGoOn = before + count < limits.migrationAttemptCountMax && patched(patches.carriesOn);
+    const { historyLength } = workflowInfo();
+    if (isFull || (patched(patches.attemptsFitHistory) && !attemptFits(historyLength))) {
+      const mayGoOn = before + count < limits.migrationAttemptCountMax
+        && patched(patches.carriesOn);
       return mayGoOn ? { kind: 'again', attempts: before + count } : way;
     }
     run.enter('prepare-target', `host ${run.input.target}`);

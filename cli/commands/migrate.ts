@@ -25,7 +25,7 @@ export interface PolicyOptions {
   readonly lanes?: string;
   readonly exactness?: ExactnessMode;
 }
-interface MigrateOptions extends PolicyOptions {
+export interface MigrateOptions extends PolicyOptions {
   readonly to: string;
   readonly watch?: boolean;
   readonly request?: string;
@@ -80,7 +80,8 @@ export async function watchToEnd(
   };
 }
 
-async function migrate(
+/** Starts the move, or joins the one of the same request; with `watch` to its end. */
+export async function migrate(
   context: Context, vmText: string, options: MigrateOptions,
 ): Promise<CommandResult> {
   const { world, backend } = context;

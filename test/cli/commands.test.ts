@@ -286,6 +286,26 @@ describe('why', () => {
     expect(on.lifecycleRequests).toEqual([{ step: 'failover', input: {
       version: 1, vm: 'db', epoch: 3, request: 'e3', to: 'h2', fenceProof: 'it burns' } }]);
   });
+  it('moves a VM back whose host is back, and not before', async () => {
+    const entries = [entryOf({ owner: 'h2' as HostName, previous: 'h1' as HostName })];
+    const back = scene({ entries, hosts: [hostOf('h1'), hostOf('h2')] });
+    const asked = ['failover', 'db', '--revert'];
+    const { code } = await novacron(back, ...asked, '--request', 'r7', '--json');
+    expect(code).toBe(0);
+    expect(back.started).toMatchObject([{ vm: 'db', target: 'h1', request: 'r7' }]);
+    expect(back.lifecycleRequests).toEqual([]);
+    const refusals = [
+      [scene({ entries, hosts: [hostOf('h1', { silentForMs: 90_000 })] }), [], 'host/unreachable'],
+      [scene({ entries, hosts: [hostOf('h2')] }), [], 'host/unknown'],
+      [scene({ entries: [entryOf({ previous: null })] }), [], 'host/unknown'],
+      [back, ['--to', 'h2'], 'input/invalid'],
+    ] as const;
+    for (const [on, words, refusal] of refusals) {
+      const { last } = await novacron(on, ...asked, ...words, '--json');
+      expect(last).toMatchObject({ ok: false, failure: { code: refusal } });
+    }
+    expect(back.started).toHaveLength(1);
+  });
   it('says that a VM whose VMM died waits for its start, and how it died', async () => {
     const cause = 'restart by host/h1: its VMM was ended by signal 9';
     const on = scene({ entries: [entryOf({ epoch: 5, lastStarted: 4, cause })],

@@ -2,7 +2,7 @@
  * Failover of one VM on a shared volume, ten times: a whole host is killed under a guest that
  * writes; it is started elsewhere by itself. Measured from the kill to the first answer of its
  * service; every write that was acknowledged before is read back. The host comes back each time:
- * nothing of it is accepted any more, and it is the target of the next round.
+ * nothing of it is accepted any more, and it is the target of the next round. At last it goes back.
  */
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -17,6 +17,7 @@ import { volumeProcesses, volumeProgram } from '../../lab/volumes.ts';
 import { commandIn } from '../../lab/processes.ts';
 import type { LabHost } from '../../lab/network/plan.ts';
 import { describeInLab } from '../support/lab-needs.ts';
+import { askOperator } from '../support/operator.ts';
 import { MoveStage, stageMsMax, until } from '../support/move-stage.ts';
 import type { StageGuest } from '../support/move-stage.ts';
 
@@ -86,6 +87,29 @@ describeInLab('failover of a VM on a shared volume', () => {
     await client.close();
     expect(answeredMs, 'from the kill to its answer, ms').toBeLessThanOrEqual(answersMsMax);
   }, 240_000);
+
+  it('goes back to the host that had died, as a live move', async () => {
+    const [now, before] = [await guest.host(), await guest.otherHost()];
+    expect((await stage.entry(guest.vm)).previous).toBe(before.name);
+    const client = await OutsideClient.whenGuestAnswers({
+      labId: stage.lab.id, namespace: stage.lab.plan.clientNamespace, address: guest.address,
+      writeEveryMs: 10, echoEveryMs: 50,
+    }, 20_000);
+    const first = await client.witness({ op: 'status' });
+    await client.startWriting();
+    const { epoch } = await stage.entry(guest.vm);
+    const said = await askOperator(stage, 'failover', guest.vm, '--revert', '--watch', '--json');
+    expect(JSON.parse(said.trim().split('\n').at(-1) ?? '')).toMatchObject({
+      ok: true, outcome: 'completed' });
+    expect(await stage.untilOwned(guest.vm, 10_000)).toMatchObject({
+      owner: before.name, previous: now.name, epoch: epoch + 1 });
+    expect((await client.witness({ op: 'status' })).bootId).toBe(first.bootId);
+    const read = await client.readBack();
+    expect(read.lostWrites).toBe(0);
+    expect(read.ackedWrites).toBeGreaterThan(0);
+    await client.close();
+    await stage.expectClean(now, guest.vm, 30_000);
+  });
 
   /** The old host asks as the VMM that it had would: its epoch is over at the gate. */
   async function expectRefused(host: LabHost, epoch: number): Promise<void> {
