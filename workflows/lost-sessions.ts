@@ -11,7 +11,7 @@ import { limits } from '../contracts/limits.ts';
 import { failureOf } from './failure-of.ts';
 import type { MigrationRun } from './migration-run.ts';
 import { patches } from './patches.ts';
-import { attemptFits } from './policy/history-budget.ts';
+import { attemptFits, lastLookEvents } from './policy/history-budget.ts';
 import type { Way } from './policy/outcome.ts';
 
 /** Copies within one run; further ones are for the next. */
@@ -33,10 +33,13 @@ export async function afterLostSessions(
   const before = run.input.carried?.attempts ?? 0;
   let way = await once(true);
   for (let count = 1; isSessionLost(way); count += 1) {
-    const isFull = count >= attemptsOfRunMax;
     if (run.cancelledBy !== null || run.remainingMs === 0) return way;
     const { historyLength } = workflowInfo();
-    if (isFull || (patched(patches.attemptsFitHistory) && !attemptFits(historyLength))) {
+    // Runs that began before the last look was part of a move have copied in its place.
+    const isFull = count >= attemptsOfRunMax
+      || (patched(patches.attemptsFitHistory) && !attemptFits(historyLength))
+      || (!attemptFits(historyLength + lastLookEvents) && patched(patches.carriesOn));
+    if (isFull) {
       const mayGoOn = before + count < limits.migrationAttemptCountMax
         && patched(patches.carriesOn);
       return mayGoOn ? { kind: 'again', attempts: before + count } : way;

@@ -3,7 +3,7 @@ import { limits } from '../../contracts/limits.ts';
 
 /** A look costs 8 events (timer 2, activity 3, workflow task 3): at most four, ever later. */
 const looksMax = 4;
-const lookEventsReserve = 86;
+const lookEventsReserve = 80;
 /** From here on only what must be possible to the end: a cancel with all that it undoes. */
 const commandEventsReserve = 68;
 const firstLookMs = 5_000;
@@ -15,7 +15,9 @@ export const nextLookMs = (lookCount: number, historyEvents: number): number | n
     : null;
 
 /** 22 for a copy of disks and memory, and all that comes after it. */
-const attemptEventsReserve = 62;
+const attemptEventsReserve = 56;
+/** The look behind Settle, which came later than the figure above. */
+export const lastLookEvents = 6;
 
 /** Whether the copy may be begun afresh. */
 export const attemptFits = (historyEvents: number): boolean =>
