@@ -61,6 +61,13 @@ impl MemoryFile {
         self.file.write_all_at(bytes, offset).map_err(MemoryError::system("writing guest memory"))
     }
 
+    /// Gives a page of zeros to every hole of a part; what is there stays, also what a guest writes
+    /// at this very moment.
+    pub fn fill_holes(&self, offset: u64, length: u64) -> Result<(), MemoryError> {
+        allocate(&self.file, libc::FALLOC_FL_KEEP_SIZE, (offset, length))
+            .map_err(MemoryError::system("filling a hole of guest memory"))
+    }
+
     /// Makes a part a hole again, also where a process has it mapped; it reads as zeros.
     pub fn discard(&self, offset: u64, length: u64) -> Result<(), MemoryError> {
         discard_range(&self.file, offset, length)
@@ -120,8 +127,12 @@ impl MemoryFile {
 
 /// Punches a hole; the file keeps its size.
 pub fn discard_range(file: &File, offset: u64, length: u64) -> Result<(), MemoryError> {
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    allocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, (offset, length))
+        .map_err(MemoryError::system("punching a hole into guest memory"))
+}
+
+fn allocate(file: &File, mode: i32, (offset, length): (u64, u64)) -> io::Result<()> {
     // SAFETY: fallocate takes no pointers; the descriptor is ours.
     let done = unsafe { libc::fallocate(file.as_raw_fd(), mode, offset as i64, length as i64) };
-    if done == 0 { Ok(()) } else { Err(MemoryError::last("punching a hole into guest memory")) }
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

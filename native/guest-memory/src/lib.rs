@@ -23,5 +23,5 @@ pub use inject::{SyscallCall, run_in_process};
 pub use mapping::{GuestMapping, MappedRange};
 pub use tracking::{DirtyTracker, ScanTotals, WriteMarks};
 pub use tracking::pages_mapped_by;
-pub use userfault::{Fault, FaultMode, Resolution, Userfault};
+pub use userfault::{Fault, FaultMode, Marks, Resolution, Userfault};
 pub use zero::is_zero_page;

@@ -8,6 +8,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use novacron_core::PAGE_BYTES;
+
 use crate::inject::{SyscallCall, run_in_process};
 use crate::mapping::GuestMapping;
 use crate::MemoryError;
@@ -34,6 +36,7 @@ const FEATURES: u64 = FEATURE_MISSING_SHMEM
     | FEATURE_WP_UNPOPULATED
     | FEATURE_WP_ASYNC;
 
+const CONTINUE_MODE_WP: u64 = 2;
 const MODE_MISSING: u64 = 1;
 const MODE_WP: u64 = 2;
 const MODE_MINOR: u64 = 4;
@@ -60,6 +63,23 @@ pub struct Fault {
     pub address: u64,
     /// The file has a page there (perhaps a stale one), it is only not mapped.
     pub minor: bool,
+}
+
+/// What write tracking, where it is armed, is to know of pages that are mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marks {
+    Written,
+    /// They count as written from the guest's first write on.
+    Unwritten,
+}
+
+impl Marks {
+    fn continue_mode(self) -> u64 {
+        match self {
+            Self::Written => 0,
+            Self::Unwritten => CONTINUE_MODE_WP,
+        }
+    }
 }
 
 /// What came of mapping a page.
@@ -116,7 +136,8 @@ impl Userfault {
         }
     }
 
-    /// Registers the whole guest.
+    /// Registers the whole guest. The kernel only ever adds to what a registration does: one that
+    /// waits for pages tracks writes, too, and ends by `unregister` alone.
     pub fn register(&self, mapping: &GuestMapping, mode: FaultMode) -> Result<(), MemoryError> {
         let mode = match mode {
             FaultMode::TrackWrites => MODE_WP,
@@ -140,8 +161,13 @@ impl Userfault {
     }
 
     /// Maps pages that are in the file and lets their waiting threads go on.
-    pub fn resolve(&self, address: u64, length: u64) -> Result<Resolution, MemoryError> {
-        let mut argument = [address, length, 0, 0];
+    pub fn resolve(
+        &self,
+        address: u64,
+        length: u64,
+        marks: Marks,
+    ) -> Result<Resolution, MemoryError> {
+        let mut argument = [address, length, marks.continue_mode(), 0];
         loop {
             let Err(error) = self.ioctl(IOCTL_CONTINUE, &mut argument) else {
                 return Ok(Resolution::Mapped);
@@ -156,6 +182,30 @@ impl Userfault {
                 }
             }
         }
+    }
+
+    /// Maps what is in the file and not mapped yet, and leaves out the rest of the range.
+    pub fn map_present(
+        &self,
+        address: u64,
+        length: u64,
+        marks: Marks,
+    ) -> Result<(), MemoryError> {
+        let (mut at, end) = (address, address + length);
+        while at < end {
+            let mut argument = [at, end - at, marks.continue_mode(), 0];
+            let Err(error) = self.ioctl(IOCTL_CONTINUE, &mut argument) else { return Ok(()) };
+            at += match error.raw_os_error() {
+                // So far it went: bytes that were mapped, or nothing while the mapping changes.
+                Some(libc::EAGAIN) => argument[3].min(end - at),
+                Some(libc::EEXIST | libc::EFAULT) => PAGE_BYTES as u64,
+                _ => {
+                    let what = "mapping pages of the guest";
+                    return Err(MemoryError::System { what, source: error });
+                }
+            };
+        }
+        Ok(())
     }
 
     /// Lets threads that wait in the range try again.

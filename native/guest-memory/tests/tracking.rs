@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use novacron_guest_memory::{
-    DirtyTracker, FaultMode, GuestMapping, MemoryError, MemoryFile, Resolution, Userfault,
+    DirtyTracker, FaultMode, GuestMapping, Marks, MemoryError, MemoryFile, Resolution, Userfault,
 };
 use novacron_guest_process::{GuestProcess, STORM_SIGNAL};
 
@@ -161,15 +161,27 @@ fn a_missing_page_waits_until_it_is_there_and_then_reads_right() {
         }
         let address = address.expect("the process waits");
         assert_eq!(mapping.page_of(address), Some(5));
-        assert_eq!(userfault.resolve(address, 4096).expect("asked"), Resolution::Hole);
+        let resolve = || userfault.resolve(address, 4096, Marks::Written).expect("asked");
+        assert_eq!(resolve(), Resolution::Hole);
         let page = [1_u8; 4096];
         file.write(&page, 5 * 4096).expect("written");
-        assert_eq!(userfault.resolve(address, 4096).expect("asked"), Resolution::Mapped);
-        assert_eq!(userfault.resolve(address, 4096).expect("asked"), Resolution::AlreadyMapped);
+        assert_eq!(resolve(), Resolution::Mapped);
+        assert_eq!(resolve(), Resolution::AlreadyMapped);
         reader.join().expect("the reader goes on")
     });
     assert_eq!(value, 0x0101_0101_0101_0101_u64.wrapping_mul(512));
     userfault.unregister(&mapping).expect("it goes");
+}
+
+#[test]
+fn filling_holes_overwrites_nothing() {
+    let guest = guest("filled");
+    let file = MemoryFile::open_target(guest.path(), BYTES).expect("the file");
+    guest.write_pages(7, 1, 3);
+    let before = guest.read_page(7);
+    file.fill_holes(5 * 4096, 4 * 4096).expect("filled");
+    assert_eq!((guest.read_page(7), guest.read_page(5)), (before, 0));
+    assert_eq!(file.allocated_bytes().expect("stat"), 4 * 4096);
 }
 
 #[test]

@@ -216,6 +216,55 @@ fn post_copy_is_checked_too_and_served_pages_count_as_written() {
 }
 
 #[test]
+fn a_guest_that_came_by_post_copy_waits_for_no_check() {
+    let lab = Lab::new(BYTES);
+    lab.guest.write_pages(0, PAGES, 1);
+    let attempt = lab.start(&Wanted { post_copy: true, ..Wanted::default() });
+    attempt.source.connect().wait().expect("connected");
+    attempt.source.start_pre_copy().expect("started");
+    attempt.source.converged().wait().expect("converged");
+    lab.guest.write_pages(100, 6000, 6);
+    let asked = attempt.source.finish_memory(FinishMode::PostCopy).expect("asked");
+    asked.wait().expect("the list");
+    let record = attempt.target.memory_in().wait().expect("memory is in");
+    assert!(record.missing_pages > 0, "{record:?}");
+    attempt.source.serve_post_copy();
+    attempt.target.whole().wait().expect("whole");
+    // Writes are tracked for a check that may take long: pages that came before the start, that
+    // came after it and that never came (holes) are at hand meanwhile.
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let pages = [1, 50, 99, 100, 3000, 6099, 6100, 8000, PAGES - 1, PAGES + 9, 16_000];
+            pages.iter().for_each(|page| {
+                let (found, right) =
+                    (attempt.incoming.read_page(*page), lab.guest.read_page(*page));
+                sender.send((*page, found == right)).expect("the test waits");
+            });
+            drop(sender);
+        });
+        let mut seen = 0;
+        loop {
+            match receiver.recv_timeout(Duration::from_secs(5)) {
+                Ok((page, equal)) => assert!(equal, "page {page}"),
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break,
+                Err(_) => {
+                    // Lets the thread go, or the test would wait with the guest.
+                    attempt.target.end();
+                    panic!("the guest waits for a page that is there, after {seen} others");
+                }
+            }
+            seen += 1;
+        }
+    });
+    attempt.incoming.write_pages(7000, 3, 8);
+    let checked = check(&attempt);
+    assert_eq!(found(&checked), [0, 0, 0], "{checked:?}");
+    // What was only read counts as unwritten, or the check could say nothing of it.
+    assert_eq!(checked.written_pages, 3, "{checked:?}");
+}
+
+#[test]
 fn cut_check_lanes_are_opened_again_and_an_ended_session_says_so() {
     let planted = PlantedFaults { stored: Some(PAGE + 11), ..Default::default() };
     let (_lab, attempt) = rounds(Exactness::AfterResume, planted);

@@ -85,16 +85,18 @@ impl CheckState {
     }
 
     /// Ends tracking. Afterwards nothing here touches the VMM any more: it may be on its next move.
-    /// While pages are missing its vCPUs wait by the same registration, which stays then.
-    pub(crate) fn stop(&self, pages_are_missing: bool) {
-        if let Some(mut tracked) = lock(&self.tracked).take()
-            && pages_are_missing
+    /// While pages are missing its vCPUs wait by the same registration, which stays then: whoever
+    /// brings the last page ends it. One lock for both, or each might leave it to the other.
+    pub(crate) fn stop(&self, pages_are_missing: impl Fn() -> bool) {
+        let mut tracked = lock(&self.tracked);
+        if let Some(mut tracked) = tracked.take()
+            && pages_are_missing()
         {
             tracked.tracker.leave();
         }
     }
 
-    pub(crate) fn end(&self, failure: &Failure, pages_are_missing: bool) {
+    pub(crate) fn end(&self, failure: &Failure, pages_are_missing: impl Fn() -> bool) {
         self.stop(pages_are_missing);
         self.own.give(Err(failure.clone()));
         self.done.give(Err(failure.clone()));

@@ -2,8 +2,10 @@
 //!
 //! A page is claimed once; whoever claims it writes it into the file, marks it present and maps
 //! it, which lets its waiting vCPUs go on. Until then nothing of the page can be read. Pages that
-//! were received before the start are present from the beginning, but not mapped while faults are
-//! registered: they are mapped on their first fault.
+//! were received before the start are present from the beginning, but not mapped: the kernel maps
+//! none as long as faults are registered. They are mapped on their first fault, or by `premap`,
+//! whichever is earlier. Faults stay registered as long as the check tracks writes, also when no
+//! page is missing any more: the kernel can't end one without the other.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,7 +15,9 @@ use novacron_core::digest::{MissingHasher, PageHasher};
 use novacron_core::frame::{Frame, Refusal};
 use novacron_core::pages::PageSet;
 use novacron_core::{CHUNK_BYTES, CHUNK_PAGES, PAGE_BYTES};
-use novacron_guest_memory::{FaultMode, GuestMapping, Resolution, Userfault, pages_mapped_by};
+use novacron_guest_memory::{
+    FaultMode, GuestMapping, Marks, Resolution, Userfault, pages_mapped_by,
+};
 use novacron_transport::{Lane, LaneError, LaneWriter};
 
 use crate::completion::lock;
@@ -22,13 +26,12 @@ use crate::frames::{FrameReader, send_now};
 use crate::page_bits::{PageBits, pages_of_chunk};
 use crate::source::start;
 use crate::target::journal::{Journal, JournalKey};
-use crate::target::{MemoryRecord, Shared, check, refuse};
+use crate::target::{MemoryRecord, Shared, check, premap, refuse};
 
 /// How often a fault server without faults looks whether it is still needed.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The list of missing pages is written in pieces of about this size.
 const LIST_PIECE_BYTES: usize = 64 * 1024;
-const ZERO_PAGE: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
 /// What is made ready before any lane may write: off the blackout.
 pub(crate) struct Prepared {
@@ -120,9 +123,9 @@ pub(crate) struct FaultServer {
     lane: Mutex<Option<LaneWriter>>,
 }
 
-struct Active {
-    userfault: Userfault,
-    mapping: GuestMapping,
+pub(crate) struct Active {
+    pub(crate) userfault: Userfault,
+    pub(crate) mapping: GuestMapping,
     journal: Journal,
 }
 
@@ -184,19 +187,29 @@ pub(crate) fn begin(
     active.journal.begin(|chunk| shared.missing.get(chunk), digest);
     server.left.store(missing_pages, Ordering::Release);
     *lock(&server.active) = Some(active.clone());
-    serve_in_thread(shared, &active)
-}
-
-fn serve_in_thread(shared: &Arc<Shared>, active: &Arc<Active>) -> Result<(), Failure> {
-    let (shared, active) = (shared.clone(), active.clone());
-    start("fault-server", move || serve_faults(&shared, &active))?;
+    serve_in_thread(shared, &active)?;
+    let mapping = shared.clone();
+    start("premap", move || {
+        let _ = premap::run(&mapping, &active);
+    })?;
     Ok(())
 }
 
-/// Answers faults until every page is present or the session ends.
+fn serve_in_thread(shared: &Arc<Shared>, active: &Arc<Active>) -> Result<(), Failure> {
+    let (serving, its) = (shared.clone(), active.clone());
+    start("fault-server", move || serve_faults(&serving, &its))?;
+    Ok(())
+}
+
+/// Whether an access to a page that is not mapped waits for this process.
+pub(crate) fn faults_are_on(shared: &Shared) -> bool {
+    !shared.ended() && (shared.faults.left() > 0 || shared.check.is_armed())
+}
+
+/// Answers faults for as long as there can be any, or the session ends.
 fn serve_faults(shared: &Arc<Shared>, active: &Active) {
     let server = &shared.faults;
-    while !shared.ended() && server.left() > 0 {
+    while faults_are_on(shared) {
         let mut wanted = Vec::new();
         let waited = active.userfault.wait_faults(LOOK_EVERY, |fault| {
             if let Some(page) = active.mapping.page_of(fault.address) {
@@ -208,12 +221,15 @@ fn serve_faults(shared: &Arc<Shared>, active: &Active) {
         }
         shared.figures.faults.fetch_add(wanted.len() as u64, Ordering::Relaxed);
         for (page, address) in wanted {
-            if server.present.contains(page) {
-                if let Err(failure) = map_page(shared, active, page, address) {
-                    return shared.fail(failure);
-                }
-            } else if server.requested.insert(page) {
+            if !server.present.contains(page) && server.requested.insert(page) {
                 request(server, page);
+            }
+            // A page that came between the two looks was not mapped by whoever brought it, if it
+            // is all zero: nobody had asked for it then.
+            if server.present.contains(page)
+                && let Err(failure) = map_page(shared, active, page, address)
+            {
+                return shared.fail(failure);
             }
         }
     }
@@ -222,13 +238,16 @@ fn serve_faults(shared: &Arc<Shared>, active: &Active) {
 /// Maps a page that is in the file, or zeros where the file has a hole.
 fn map_page(shared: &Shared, active: &Active, page: u64, address: u64) -> Result<(), Failure> {
     let length = PAGE_BYTES as u64;
+    let tracked = shared.check.is_armed() && !shared.missing.contains(page);
+    let marks = if tracked { Marks::Unwritten } else { Marks::Written };
     loop {
-        match active.userfault.resolve(address, length) {
+        match active.userfault.resolve(address, length, marks) {
             Ok(Resolution::Mapped) => return Ok(()),
             Ok(Resolution::AlreadyMapped) => return Ok(active.userfault.wake(address, length)?),
-            Ok(Resolution::Hole) => shared.memory.write(&ZERO_PAGE, page * length)?,
-            // Faults are off since the last page came, and everybody was woken by that.
-            Err(_) if shared.faults.left() == 0 => return Ok(()),
+            // Never a write of zeros: faults may go off just now, and the guest write there itself.
+            Ok(Resolution::Hole) => shared.memory.fill_holes(page * length, length)?,
+            // Faults are off by now, and everybody was woken by that.
+            Err(_) if !faults_are_on(shared) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
     }
@@ -356,7 +375,7 @@ pub(crate) fn install(
     }
     server.present.insert_set(chunk, &new);
     for (first, count) in new.runs() {
-        map_run(shared, &active, first_page + first as u64, count as u64)?;
+        map_run(shared, &active, (first_page + first as u64, count as u64), Marks::Written)?;
     }
     let count = new.count() as u64;
     shared.figures.received_pages.fetch_add(count, Ordering::Relaxed);
@@ -367,15 +386,20 @@ pub(crate) fn install(
 }
 
 /// Maps a run at once where that works, page by page where it does not.
-fn map_run(shared: &Shared, active: &Active, first: u64, count: u64) -> Result<(), Failure> {
+fn map_run(
+    shared: &Shared,
+    active: &Active,
+    (first, count): (u64, u64),
+    marks: Marks,
+) -> Result<(), Failure> {
     for (page, address, length) in active.mapping.spans(first, count) {
-        if matches!(active.userfault.resolve(address, length), Ok(Resolution::Mapped)) {
+        if matches!(active.userfault.resolve(address, length, marks), Ok(Resolution::Mapped)) {
             continue;
         }
         for step in 0..length / PAGE_BYTES as u64 {
             let at = address + step * PAGE_BYTES as u64;
             // A zero page that nobody waits for stays a hole: whoever comes later faults again.
-            match active.userfault.resolve(at, PAGE_BYTES as u64) {
+            match active.userfault.resolve(at, PAGE_BYTES as u64, marks) {
                 Ok(Resolution::Mapped) => {}
                 Ok(Resolution::AlreadyMapped | Resolution::Hole) => {
                     if shared.faults.requested.contains(page + step) {
@@ -389,13 +413,10 @@ fn map_run(shared: &Shared, active: &Active, first: u64, count: u64) -> Result<(
     Ok(())
 }
 
-/// The last missing page came: faults go off, the digest is known.
+/// The last missing page came, the digest is known. Faults go off, unless the check still needs the
+/// marks of writes, which would go with them: it ends both then.
 fn become_whole(shared: &Arc<Shared>, active: &Active) -> Result<(), Failure> {
-    if shared.check.is_armed() {
-        // The marks of writes stay; whoever waits tries again and finds every page.
-        active.userfault.register(&active.mapping, FaultMode::TrackWrites)?;
-        active.userfault.wake_all(&active.mapping)?;
-    } else {
+    if !shared.check.is_armed() {
         active.userfault.unregister(&active.mapping)?;
     }
     let digest = shared.final_sum().wrapping_add(*lock(&shared.faults.late_sum));

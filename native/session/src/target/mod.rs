@@ -5,6 +5,7 @@ mod faults;
 mod held_disk;
 mod journal;
 mod lane;
+mod premap;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -170,7 +171,7 @@ impl Shared {
             prepared.let_go();
         }
         self.faults.let_go();
-        self.check.end(failure, self.faults.left() > 0);
+        self.check.end(failure, || self.faults.left() > 0);
         self.memory_in.give(Err(failure.clone()));
         self.whole.give(Err(failure.clone()));
     }
@@ -347,7 +348,7 @@ impl TargetSession {
     pub fn end_check(&self, done: impl FnOnce(Result<(), Failure>) + Send + 'static) {
         let shared = self.shared.clone();
         let stop = move || {
-            shared.check.stop(shared.faults.left() > 0);
+            shared.check.stop(|| shared.faults.left() > 0);
             Ok(())
         };
         in_thread("check-end", stop, done);
