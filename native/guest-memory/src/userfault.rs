@@ -157,7 +157,9 @@ impl Userfault {
             self.ioctl(IOCTL_UNREGISTER, &mut [range.address, range.length])
                 .map_err(MemoryError::system("unregistering guest memory from userfaultfd"))?;
         }
-        Ok(())
+        // The kernel wakes them before it clears the registration (Linux 6.18): who comes to a page
+        // in between, under the lock of the mapping alone, would wait for ever.
+        self.wake_all(mapping)
     }
 
     /// Maps pages that are in the file and lets their waiting threads go on.

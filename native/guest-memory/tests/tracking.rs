@@ -13,8 +13,12 @@ const BYTES: u64 = 64 << 20;
 const SIGNALS: u64 = 2000;
 
 fn guest(name: &str) -> GuestProcess {
+    guest_of(name, BYTES)
+}
+
+fn guest_of(name: &str, bytes: u64) -> GuestProcess {
     let path = PathBuf::from(format!("/dev/shm/novacron-test-{name}-{}", std::process::id()));
-    GuestProcess::start(&path, BYTES)
+    GuestProcess::start(&path, bytes)
 }
 
 fn tracker(guest: &GuestProcess) -> DirtyTracker {
@@ -171,6 +175,38 @@ fn a_missing_page_waits_until_it_is_there_and_then_reads_right() {
     });
     assert_eq!(value, 0x0101_0101_0101_0101_u64.wrapping_mul(512));
     userfault.unregister(&mapping).expect("it goes");
+}
+
+#[test]
+fn nobody_waits_on_after_faults_are_off() {
+    // So large that clearing the marks takes a while: whoever comes to a page meanwhile waits for it.
+    let bytes = 1 << 30;
+    let guest = guest_of("off", bytes);
+    for round in 0..30 {
+        let mut tracker =
+            DirtyTracker::start(guest.pid(), guest.path(), bytes).expect("a tracker");
+        tracker.collect(|_, _| {}).expect("armed");
+        let mapping = GuestMapping::find(guest.pid(), guest.path(), bytes).expect("mapped");
+        let userfault = Userfault::obtain(guest.pid()).expect("a userfaultfd");
+        userfault.register(&mapping, FaultMode::WaitForPages).expect("registered");
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let together = std::sync::Barrier::new(2);
+        let went_on = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                together.wait();
+                std::thread::sleep(Duration::from_micros(round * 200));
+                sender.send(guest.read_page(round)).expect("the test waits");
+            });
+            together.wait();
+            userfault.unregister(&mapping).expect("it goes");
+            let went_on = receiver.recv_timeout(Duration::from_secs(3));
+            // Lets the thread go in any case, or the test would wait with it.
+            userfault.wake_all(&mapping).expect("woken");
+            went_on
+        });
+        assert_eq!(went_on, Ok(0), "round {round}");
+        tracker.stop().expect("it ends");
+    }
 }
 
 #[test]
