@@ -59,7 +59,7 @@ export const timing = {
   exactnessCheckAfterMs: 500,
   /** Settle waits for the check of the images this long; then the outcome says unverified. */
   exactnessCheckMsMax: 60_000,
-  /** A move that goes on after its link was lost waits so long for its target. */
+  /** A move waits so long for a target that is away: cut off, or with a runner that is not back. */
   linkAwayMsMax: 90_000,
   /** OWNERSHIP: hosts may propose Commit or Abort themselves after this long in the blackout. */
   blackoutSelfDecisionMs: 2_000,

@@ -149,12 +149,17 @@ describe.skipIf(bench.env === null)('on a development server', () => {
       throw new CodedError('runner/session-lost', 'killed');
     });
     const [session] = centre.sessions.values();
+    const first = await handle.describe();
     centre.sessions.clear();
+    centre.copyMs = 10;
     session!.fail(new CodedError('runner/session-lost', 'killed'));
-    expect(await handle.result()).toMatchObject({
-      kind: 'failed', failure: { code: 'runner/session-lost' }, runsOn: hostA });
-    expect((await handle.describe()).historyLength)
-      .toBeLessThanOrEqual(limits.migrationHistoryEventsMax);
+    // What does not fit this run's history is done in the next.
+    expect(await handle.result()).toMatchObject({ kind: 'completed' });
+    const ended = [handle, env.client.workflow.getHandle(first.workflowId, first.runId)];
+    for (const run of ended) {
+      expect((await run.describe()).historyLength)
+        .toBeLessThanOrEqual(limits.migrationHistoryEventsMax);
+    }
   });
 
   it('keeps its history short when it is cancelled again and again', async () => {
@@ -209,7 +214,7 @@ describe.skipIf(bench.env === null)('on a development server', () => {
       + `${failed} failed; the move took ${wholeMs.toFixed(0)} ms`);
     expect(outcome).toMatchObject({ kind: 'completed' });
     expect(wholeMs).toBeLessThan(10_000);
-    expect((await handle.describe()).historyLength).toBeLessThan(80);
+    expect((await handle.describe()).historyLength).toBeLessThan(90);
   });
 
   it('cancels within a second before the point of no return, and refuses after it', async () => {

@@ -4,8 +4,11 @@ import { limits } from '../../contracts/limits.ts';
 /** A look costs 8 events (timer 2, activity 3, workflow task 3): at most four, ever later. */
 const looksMax = 4;
 const lookEventsReserve = 80;
-/** From here on only what must be possible to the end: a cancel with all that it undoes. */
-const commandEventsReserve = 68;
+/**
+ * From here on only what must be possible to the end: a cancel with all that it undoes, which is
+ * longer than the way forward with its look behind Settle.
+ */
+const commandEventsReserve = 62;
 const firstLookMs = 5_000;
 
 /** When to look at the session again, ms; null: no further looks. 5 s, 20 s, 80 s, 320 s. */

@@ -150,7 +150,7 @@ describe('the history budget', () => {
   });
   it('keeps room for a cancel', () => {
     expect(commandFits(60)).toBe(true);
-    expect(commandFits(limits.migrationHistoryEventsMax - 68)).toBe(false);
+    expect(commandFits(limits.migrationHistoryEventsMax - 62)).toBe(false);
   });
 });
 

@@ -1,6 +1,6 @@
 /**
- * Opens the link of a move that goes on: its target was reached before, so that it is away now, cut
- * off or with a runner that is not back yet, is waited out.
+ * Opens the link of a move. Its target has just been prepared, or was reached before: that it is away
+ * now, cut off or with a runner that is not back yet, is waited out.
  */
 import { CodedError } from '../../../contracts/failures.ts';
 import { timing } from '../../../contracts/limits.ts';
@@ -10,15 +10,15 @@ import type { MoveWorld, PeerConversation, SourceMoveOptions } from './ports.ts'
 const retryEveryMs = 250;
 const away: ReadonlySet<string> = new Set(['host/unreachable', 'link/lost']);
 
-/** Failures: those of `openLink`, at once in the first session of a move. */
+/** Failures: those of `openLink`, at once where waiting does not help. */
 export async function openPatiently(
-  options: Pick<SourceMoveOptions, 'openLink' | 'isSuccessor'> & {
+  options: Pick<SourceMoveOptions, 'openLink'> & {
     readonly world: Pick<MoveWorld, 'nowMs' | 'sleep'>;
   },
   isOver: () => boolean,
 ): Promise<PeerConversation> {
-  const { openLink, isSuccessor, world } = options;
-  const until = world.nowMs() + (isSuccessor ? timing.linkAwayMsMax : 0);
+  const { openLink, world } = options;
+  const until = world.nowMs() + timing.linkAwayMsMax;
   for (;;) {
     try {
       return await openLink();

@@ -112,6 +112,9 @@ impl Acceptor {
         options: AcceptorOptions,
     ) -> Result<Self, LinkError> {
         let config = credentials.server_config(options.roles.clone())?;
+        // The first random bytes of a process take 60 ms (jitter of the CPU is measured for them):
+        // better here than in its first move. What fails here would fail in a handshake, and say so.
+        let _ = config.crypto_provider().secure_random.fill(&mut [0]);
         let listener = listen(address, &options.socket).map_err(LinkError::Unreachable)?;
         let address = listener.local_addr().map_err(LinkError::Unreachable)?;
         let (wake, woken) = UnixStream::pair().map_err(LinkError::Unreachable)?;
